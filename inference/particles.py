@@ -11,18 +11,14 @@ gives to three particles equal those of a loop over the same particles.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from pyro.poutine.indep_messenger import IndepMessenger
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import Message
-from torch import Tensor
-
 import pyro
+import torch
 from pyro import poutine
+from torch import Tensor
 
 from .factors import per_datum, site_log_prob, sum_out
 from .programs import (
@@ -331,9 +327,7 @@ def draw(
             plan.model_way, model, guide, args, plan.layout, num_particles, prior=guide is None
         )
     drawn = evaluate(plan.guide_way, None, guide, args, plan.layout, num_particles)
-    scored = evaluate(
-        plan.model_way, model, None, args, plan.layout, num_particles, drawn.values
-    )
+    scored = evaluate(plan.model_way, model, None, args, plan.layout, num_particles, drawn.values)
     return Evaluation(scored.model_sites, drawn.guide_sites, drawn.values)
 
 
@@ -359,9 +353,7 @@ def _disagreement(
     return None
 
 
-def _is_reproducible(
-    model: Program, guide: Program | None, args: tuple, layout: Layout
-) -> bool:
+def _is_reproducible(model: Program, guide: Program | None, args: tuple, layout: Layout) -> bool:
     prior = guide is None
     first = evaluate("loop", model, guide, args, layout, 1, prior=prior)
     second = evaluate("loop", model, guide, args, layout, 1, first.values, prior=prior)

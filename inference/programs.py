@@ -371,6 +371,4 @@ def _is_active(module: nn.Module) -> bool:
     """Whether a layer, as it is set now, mixes data or draws numbers of its own."""
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         return module.training or module.running_mean is None
-    return (
-        isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0
-    )
+    return isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0

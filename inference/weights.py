@@ -212,4 +212,12 @@ def _check_count(name: str, value: object) -> None:
         raise ValueError(f"{name} must be a whole number of at least 1, but is {value!r}")
 
 
-__all__ = ["Layout", "ParticlePlan", "Simulation", "Weights", "log_joint", "log_weights", "simulate"]
+__all__ = [
+    "Layout",
+    "ParticlePlan",
+    "Simulation",
+    "Weights",
+    "log_joint",
+    "log_weights",
+    "simulate",
+]

@@ -1,0 +1,128 @@
+r"""Likelihoods p(x | z): modules whose call returns a distribution over data.
+
+Each holds the decoder that maps z to the distribution's parameters, and the number of trailing
+dimensions that make up one datum: 1 for vectors, 3 for images ``(C, H, W)``.
+"""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+
+class _BernoulliFromLogits(dist.Bernoulli):
+    """Bernoulli whose log-probability is x l − log(1 + e^l): two passes over the pixels."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        return value * self.logits - softplus(self.logits)
+
+    def expand(self, batch_shape: torch.Size, _instance: object = None) -> _BernoulliFromLogits:
+        return type(self)(logits=self.logits.expand(batch_shape), validate_args=self._validate_args)
+
+
+class Bernoulli(nn.Module):
+    """Binary data, from a network that returns logits.
+
+    Args:
+        net: maps ``(z, *context)`` to logits, ``(..., *data)``.
+        event_dim: dimensions of one datum.
+
+    Example:
+        >>> Bernoulli(nn.Linear(40, 784))(torch.zeros(5, 40)).event_shape
+        torch.Size([784])
+    """
+
+    def __init__(self, net: nn.Module, event_dim: int = 1) -> None:
+        super().__init__()
+        self.net, self.event_dim = net, event_dim
+
+    def forward(self, z: Tensor, *context: Tensor) -> TorchDistributionMixin:
+        return _BernoulliFromLogits(logits=self.net(z, *context)).to_event(self.event_dim)
+
+
+class ContinuousBernoulli(nn.Module):
+    """Data in [0, 1] with a normalised density, from a network that returns logits.
+
+    References:
+        Loaiza-Ganem and Cunningham, *The continuous Bernoulli: fixing a pervasive error in
+        variational autoencoders*, 2019.
+
+    Example:
+        >>> grey = torch.full((5, 784), 0.5)
+        >>> ContinuousBernoulli(nn.Linear(40, 784))(torch.zeros(5, 40)).log_prob(grey).shape
+        torch.Size([5])
+    """
+
+    def __init__(self, net: nn.Module, event_dim: int = 1) -> None:
+        super().__init__()
+        self.net, self.event_dim = net, event_dim
+
+    def forward(self, z: Tensor, *context: Tensor) -> TorchDistributionMixin:
+        return dist.ContinuousBernoulli(logits=self.net(z, *context)).to_event(self.event_dim)
+
+
+class LearnedScale(nn.Module):
+    """A positive scale that is learned: one for all dimensions, or one each.
+
+    Args:
+        shape: ``()`` for a single scale, the data's shape for one per dimension.
+        initial: its start.
+
+    Example:
+        >>> LearnedScale((784,), initial=0.5)().shape
+        torch.Size([784])
+    """
+
+    def __init__(self, shape: tuple[int, ...] = (), initial: float = 1.0) -> None:
+        super().__init__()
+        if not initial > 0:
+            raise ValueError(f"initial must be positive, but is {initial}")
+        self.shape, self.initial = tuple(shape), initial
+        self.log_scale = nn.Parameter(torch.full(self.shape, initial).log())
+
+    def forward(self) -> Tensor:
+        return self.log_scale.exp()
+
+
+class Gaussian(nn.Module):
+    """Real data, N(μ(z), σ²).
+
+    Args:
+        net: maps ``(z, *context)`` to the mean, ``(..., *data)``.
+        scale: σ: a number, a :class:`LearnedScale`, or None for a network that returns the mean
+            and log σ side by side along its last dimension.
+        event_dim: dimensions of one datum.
+
+    Raises:
+        ValueError: a scale that is not positive.
+
+    Example:
+        >>> Gaussian(nn.Linear(2, 784), scale=0.1)(torch.zeros(5, 2)).event_shape
+        torch.Size([784])
+        >>> Gaussian(nn.Linear(2, 2 * 784), scale=None)(torch.zeros(5, 2)).event_shape
+        torch.Size([784])
+    """
+
+    def __init__(
+        self, net: nn.Module, scale: float | LearnedScale | None = 1.0, event_dim: int = 1
+    ) -> None:
+        super().__init__()
+        if isinstance(scale, int | float) and not scale > 0:
+            raise ValueError(f"scale must be positive, but is {scale}")
+        self.net, self.scale, self.event_dim = net, scale, event_dim
+
+    def forward(self, z: Tensor, *context: Tensor) -> TorchDistributionMixin:
+        loc = self.net(z, *context)
+        if self.scale is None:
+            loc, log_scale = loc.chunk(2, -1)
+            scale = log_scale.exp()
+        elif isinstance(self.scale, LearnedScale):
+            scale = self.scale()
+        else:
+            scale = loc.new_tensor(self.scale)
+        return dist.Normal(loc, scale).to_event(self.event_dim)

@@ -1,0 +1,203 @@
+"""Save a model to one file and build it again from that file alone.
+
+The file is in the safetensors format: the numbers, and in its header a JSON description of how
+the modules were constructed. Loading reads numbers and JSON and nothing else; it never unpickles,
+and it constructs only classes of this package, of ``torch.nn``, and those the caller names.
+
+A class can be described when every argument of its constructor is kept as an attribute of the
+same name, as all classes here do.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+FORMAT = "pyrovae-model-1"
+_SCALARS = (bool, int, float, str, type(None))
+# what belongs to one process or one device and not to the model
+_NOT_DESCRIBED = {"self", "name", "device", "dtype", "validate_args"}
+
+
+def save(module: nn.Module, path: str | os.PathLike) -> None:
+    """Write ``module`` to ``path``, whole or not at all.
+
+    Raises:
+        TypeError: a constructor argument that cannot be described; names class and argument.
+        OSError: the file cannot be written; what stood at ``path`` is left as it was.
+
+    Example:
+        >>> from pyrovae.models import LinearGaussianVAE
+        >>> linear = LinearGaussianVAE(data_dim=4, latent_dim=2)
+        >>> path = Path(tempfile.mkdtemp()) / "linear.safetensors"
+        >>> save(linear, path)
+        >>> x = torch.zeros(3, 4)
+        >>> torch.equal(load(path).log_evidence(x), linear.log_evidence(x))
+        True
+    """
+    description = {
+        "module": _describe(module, {}, type(module).__name__),
+        "training": module.training,
+    }
+    rebuilt = _build(
+        description["module"], {}, {_key(type(part)): type(part) for part in module.modules()}
+    )
+    tensors = _tensors(module)
+    if {k: v.shape for k, v in tensors.items()} != {
+        k: v.shape for k, v in _tensors(rebuilt).items()
+    }:
+        raise TypeError(
+            f"{type(module).__name__} holds parameters that its constructor arguments do not "
+            "explain: keep every argument as an attribute of the same name"
+        )
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        save_file(
+            {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
+            temporary,
+            metadata={"format": FORMAT, "description": json.dumps(description)},
+        )
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def load(
+    path: str | os.PathLike,
+    classes: Iterable[type[nn.Module]] = (),
+    device: str | torch.device = "cpu",
+) -> Any:
+    """Build the module that :func:`save` wrote.
+
+    Args:
+        path: the file.
+        classes: module classes of your own that the file may construct.
+        device: where to put it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, of another kind, or names a class that is not allowed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"path must be a saved model, but there is no file {path}")
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a saved model: its format is {metadata.get('format')!r}")
+    description = json.loads(metadata["description"])
+    module = _build(description["module"], {}, {_key(one): one for one in classes})
+    floating = next((t.dtype for t in tensors.values() if t.is_floating_point()), None)
+    module.to(device=device, dtype=floating)
+    places = _tensors(module)
+    if set(places) != set(tensors):
+        odd = sorted(set(places) ^ set(tensors))
+        raise ValueError(f"{path} does not fit the classes it names; parameters at odds: {odd}")
+    with torch.no_grad():
+        for name, place in places.items():
+            if place.shape != tensors[name].shape:
+                raise ValueError(
+                    f"{path}: '{name}' should have shape {tuple(place.shape)}, "
+                    f"but has {tuple(tensors[name].shape)}"
+                )
+            place.data = tensors[name]
+    return module.train(description["training"])
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers, shared ones once."""
+    kept = module.state_dict(keep_vars=True)
+    named = [*module.named_parameters(), *module.named_buffers()]
+    return {name: tensor for name, tensor in named if name in kept}
+
+
+def _key(cls: type) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def _describe(value: Any, seen: dict[int, int], where: str) -> Any:
+    if isinstance(value, _SCALARS):
+        return value
+    if isinstance(value, list | tuple):
+        return {"tuple": [_describe(item, seen, where) for item in value]}
+    if isinstance(value, Tensor):
+        return {"tensor": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, type) and issubclass(value, nn.Module):
+        return {"class": _key(value)}
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"{where} is a {type(value).__name__}, which cannot be described in JSON")
+    if id(value) in seen:
+        return {"shared": seen[id(value)]}
+    seen[id(value)] = index = len(seen)
+    cls = type(value)
+    arguments: dict[str, Any] = {}
+    if isinstance(value, nn.Sequential | nn.ModuleList):
+        children = [_describe(child, seen, f"{where}.{i}") for i, child in enumerate(value)]
+        return {"module": _key(cls), "index": index, "children": children}
+    for name in inspect.signature(cls).parameters:
+        if name in _NOT_DESCRIBED:
+            continue
+        if not hasattr(value, name):
+            raise TypeError(
+                f"{cls.__name__} does not keep its constructor argument '{name}' as an attribute"
+            )
+        held = getattr(value, name)
+        if name == "bias" and cls.__module__.startswith("torch.nn"):
+            held = held is not None  # torch keeps the parameter under the name of the switch
+        arguments[name] = _describe(held, seen, f"{cls.__name__}.{name}")
+    return {"module": _key(cls), "index": index, "arguments": arguments}
+
+
+def _build(description: Any, built: dict[int, nn.Module], classes: dict[str, type]) -> Any:
+    if not isinstance(description, dict):
+        return description
+    if "tuple" in description:
+        return tuple(_build(item, built, classes) for item in description["tuple"])
+    if "tensor" in description:
+        return torch.zeros(description["tensor"], dtype=getattr(torch, description["dtype"]))
+    if "shared" in description:
+        return built[description["shared"]]
+    if "class" in description:
+        return _find(description["class"], classes)
+    cls = _find(description["module"], classes)
+    if "children" in description:
+        children = [_build(child, built, classes) for child in description["children"]]
+        module = cls(*children) if issubclass(cls, nn.Sequential) else cls(children)
+    else:
+        arguments = description["arguments"]
+        module = cls(**{name: _build(value, built, classes) for name, value in arguments.items()})
+    built[description["index"]] = module
+    return module
+
+
+def _find(key: str, classes: dict[str, type]) -> type[nn.Module]:
+    if key in classes:
+        return classes[key]
+    module_name, _, name = key.partition(":")
+    home = __name__.rpartition(".")[0]
+    if not any(
+        module_name == root or module_name.startswith(f"{root}.") for root in (home, "torch.nn")
+    ):
+        raise ValueError(f"the file constructs {key}: pass that class in classes= to allow it")
+    cls = getattr(importlib.import_module(module_name), name, None)
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise ValueError(f"the file constructs {key}, which is no module class")
+    return cls
