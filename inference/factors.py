@@ -26,12 +26,25 @@ from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
 from torch import Tensor
 
+from .programs import ProgramError
+from .support import outside_support
+
 SUMMED_OUT = "summed out"
 
 
 def site_log_prob(site: dict, *, masked: bool = True) -> Tensor:
-    """Unscaled log-probability of a site, with its mask applied again."""
-    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    """Unscaled log-probability of a site, with its mask applied again.
+
+    Raises:
+        ProgramError: validation is on and the value lies outside the site's support.
+    """
+    try:
+        log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    except ValueError as error:
+        name, fault = site["name"], outside_support(site)
+        raise ProgramError(
+            f"site '{name}' takes {fault}" if fault else f"site '{name}': {error}"
+        ) from error
     return scale_and_mask(log_prob, mask=site["mask"] if masked else None)
 
 

@@ -1,0 +1,167 @@
+"""What an estimator of log p(x) returns: a number per datum with its error, side and diagnosis."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+DIRECTIONS = ("lower", "upper", "consistent")
+
+
+def khat_threshold(num_samples: int) -> float:
+    """The k̂ above which K samples say nothing: min(1 − 1/log10 K, 0.7).
+
+    Vehtari, Simpson, Gelman, Yao and Gabry, *Pareto smoothed importance sampling*, 2024.
+
+    Example:
+        >>> round(khat_threshold(100), 2), khat_threshold(10_000)
+        (0.5, 0.7)
+    """
+    return min(1 - 1 / math.log10(num_samples), 0.7) if num_samples > 1 else -math.inf
+
+
+@dataclass(frozen=True)
+class MeanEstimate:
+    """The mean of log p(x) over data, its two errors apart.
+
+    Attributes:
+        value: the mean, in nats.
+        monte_carlo_stderr: from the finite number of samples; shrinks with K.
+        data_stderr: from the finite number of data, Monte Carlo noise taken out; shrinks with N.
+            NaN for a single datum.
+        unreliable: the share of data whose k̂ says that their numbers cannot be trusted.
+    """
+
+    value: float
+    monte_carlo_stderr: float
+    data_stderr: float
+    unreliable: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.value:.3f} ± {self.monte_carlo_stderr:.3f} (Monte Carlo) "
+            f"± {self.data_stderr:.3f} (data)"
+        )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    r"""Estimates of log p(x) for N data; tensors of shape ``(N,)`` in nats, float64, on the CPU.
+
+    Attributes:
+        log_evidence: the estimates.
+        stderr: Monte Carlo standard error of each, by the delta method
+            :math:`\sqrt{1/\mathrm{ESS} - 1/K}`; NaN for K = 1. Means nothing where k̂ is high.
+        ess: effective sample size :math:`(\sum w)^2 / \sum w^2`, between 1 and K.
+        khat: Pareto shape of the weights' tail; NaN where K is too small to tell.
+        direction: "lower", "upper" or "consistent": the side of log p(x) on which the estimate's
+            expectation lies.
+        num_samples: K.
+        elbo: mean log-weight of the same samples: an unbiased estimate of the ELBO.
+        elbo_stderr: its Monte Carlo standard error.
+        provenance: estimator, settings, seed, tiles, versions, seconds.
+    """
+
+    log_evidence: Tensor
+    stderr: Tensor
+    ess: Tensor
+    khat: Tensor
+    direction: str
+    num_samples: int
+    elbo: Tensor
+    elbo_stderr: Tensor
+    provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.log_evidence)
+
+    @property
+    def bias(self) -> Tensor:
+        """The leading term of the bias, −stderr² / 2, ``(N,)``: subtract it for a better centre."""
+        return -0.5 * self.stderr**2
+
+    @property
+    def reliable(self) -> Tensor:
+        """Where k̂ is known and below its threshold for K samples, ``(N,)`` of bool."""
+        return self.khat < khat_threshold(self.num_samples)
+
+    def mean(self) -> MeanEstimate:
+        """The mean over data with its Monte Carlo and its data-set error."""
+        size = len(self)
+        noise = float(self.stderr.square().mean())
+        spread = float(self.log_evidence.var()) if size > 1 else math.nan
+        return MeanEstimate(
+            value=float(self.log_evidence.mean()),
+            monte_carlo_stderr=math.sqrt(noise / size),
+            # the variance over data holds the Monte Carlo noise as well
+            data_stderr=math.sqrt(max(spread - noise, 0.0) / size) if size > 1 else math.nan,
+            unreliable=float((~self.reliable).double().mean()),
+        )
+
+    def mean_elbo(self) -> MeanEstimate:
+        """The mean ELBO over data, likewise."""
+        size = len(self)
+        noise = float(self.elbo_stderr.square().mean())
+        spread = float(self.elbo.var()) if size > 1 else math.nan
+        return MeanEstimate(
+            value=float(self.elbo.mean()),
+            monte_carlo_stderr=math.sqrt(noise / size),
+            data_stderr=math.sqrt(max(spread - noise, 0.0) / size) if size > 1 else math.nan,
+            unreliable=0.0,
+        )
+
+    def to_dataset(self) -> xr.Dataset:
+        """As an ``xarray.Dataset`` over ``datum``; the provenance is in its attributes, as JSON."""
+        names = ("log_evidence", "stderr", "ess", "khat", "elbo", "elbo_stderr")
+        dataset = xr.Dataset(
+            {name: ("datum", getattr(self, name).numpy()) for name in names},
+            coords={"datum": np.arange(len(self))},
+            attrs={
+                "direction": self.direction,
+                "num_samples": self.num_samples,
+                "units": "nats",
+                "khat_threshold": khat_threshold(self.num_samples),
+                "provenance": json.dumps(dict(self.provenance)),
+            },
+        )
+        return dataset
+
+    def __repr__(self) -> str:
+        mean = self.mean()
+        warning = f", k̂ too high for {mean.unreliable:.0%}" if mean.unreliable else ""
+        return (
+            f"Estimate({len(self)} data, K={self.num_samples}, {self.direction}: mean log p(x) = "
+            f"{mean}{warning})"
+        )
+
+
+def concatenate(estimates: Sequence[Estimate]) -> Estimate:
+    """Join the estimates of successive batches of data, made by one estimator."""
+    first = estimates[0]
+    names = ("log_evidence", "stderr", "ess", "khat", "elbo", "elbo_stderr")
+    seconds = sum(float(one.provenance.get("seconds", 0.0)) for one in estimates)
+    return Estimate(
+        **{name: torch.cat([getattr(one, name) for one in estimates]) for name in names},
+        direction=first.direction,
+        num_samples=first.num_samples,
+        provenance={**first.provenance, "seconds": seconds},
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a number depends on."""
+    packages = ("pyrovae", "pyro-ppl", "torch", "numpy")
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
