@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -72,11 +72,11 @@ class Layout:
         data_dim: the (negative) batch dimension of the data plate.
         nesting: how many batch dimensions the plates take.
         latents: the sampled latents, in the guide's order.
+        auxiliary: those among them that are an autoguide's base draws, not the model's latents.
         enumerated: latents summed out exactly, in the model or in the guide.
         observed: observed sites of the model, factors included.
         active: layers in training mode that make weights depend on chance or on the other data.
         device: where the parameters live; None when there are none.
-        dtype: the floating type of the parameters; None when there are none.
     """
 
     data_dim: int
@@ -84,9 +84,9 @@ class Layout:
     latents: Mapping[str, Latent]
     enumerated: frozenset[str]
     observed: tuple[str, ...]
+    auxiliary: frozenset[str] = frozenset()
     active: tuple[str, ...] = ()
     device: torch.device | None = None
-    dtype: torch.dtype | None = field(default=None)
 
 
 class _Substitute(Messenger):
@@ -203,7 +203,6 @@ def inspect_programs(model: Program, guide: Program | None, args: tuple) -> Layo
             if site["type"] == "param"
         ),
     ]
-    floating = [value for value in parameters if value.is_floating_point()]
     return Layout(
         data_dim=data_dim,
         nesting=nesting,
@@ -214,9 +213,9 @@ def inspect_programs(model: Program, guide: Program | None, args: tuple) -> Layo
         },
         enumerated=enumerated,
         observed=tuple(name for name, site in model_sites.items() if site["is_observed"]),
+        auxiliary=frozenset(guide_sites) - frozenset(model_sites),
         active=tuple(type(module).__name__ for module in called.values() if _is_active(module)),
         device=parameters[0].device if parameters else None,
-        dtype=floating[0].dtype if floating else None,
     )
 
 

@@ -118,7 +118,7 @@ def log_weights(
         _total(drawn.guide_sites, shape, x),
         drawn.model_sites,
         drawn.guide_sites,
-        drawn.values,
+        {n: value for n, value in drawn.values.items() if n not in plan.layout.auxiliary},
     )
 
 

@@ -21,7 +21,7 @@ from ..particles import ParticlePlan, draw
 from ..programs import Program, num_data
 
 # a tile on a CPU is fastest while it fits into the cache; on a GPU when it fills the device
-CPU_MEMORY = 32 * 2**20
+CPU_MEMORY = 16 * 2**20
 CUDA_MEMORY = 2**30
 _OVERHEAD_SHARE = 4
 
