@@ -1,0 +1,122 @@
+"""Train any Pyro program pair on data, under any of Pyro's objectives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyro.infer import Trace_ELBO
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from .history import History
+from .loop import Training
+from .settings import Settings, as_path
+
+
+def fit(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    x: Tensor | tuple[Tensor, ...] | DataLoader[Any],
+    *context: Any,
+    objective: Any = None,
+    epochs: int,
+    batch_size: int = 100,
+    learning_rate: float = 1e-3,
+    optimizer: Callable[[list[Tensor]], Optimizer] | None = None,
+    schedule: Callable[[Optimizer], Any] | None = None,
+    validation: Any = None,
+    patience: int | None = None,
+    warm_up: int = 0,
+    clip: float | None = None,
+    transform: Callable[..., Any] | None = None,
+    seed: int | None = None,
+    device: torch.device | str | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 1,
+    resume: bool = False,
+    progress: bool = True,
+) -> History:
+    r"""Train a program pair on data.
+
+    All parameters move together under one optimizer: those of the modules whose methods the
+    programs are, those of ``pyro.module`` and those of ``pyro.param``. What is minimised is the
+    objective's loss in nats per datum, averaged over the batch.
+
+    Args:
+        model: ``model(x, *context)``, a function, a module or a bound method of one.
+        guide: ``guide(x, *context)``, likewise.
+        x: the data, ``(N, ...)``, or a tuple of tensors that the programs get as one argument, or
+            a DataLoader whose items are a tensor or a tuple of the programs' arguments.
+        context: further arguments. Tensors with leading dimension N are cut into batches with x,
+            anything else is passed as it is.
+        objective: any ``pyro.infer.ELBO``; ``Trace_ELBO()`` by default.
+        epochs: how often to go through the data.
+        batch_size: data in a step; the last batch of an epoch may be smaller. A DataLoader's own
+            counts instead.
+        learning_rate: of the default optimizer, Adam.
+        optimizer: makes another one: ``optimizer(parameters)``.
+        schedule: makes a learning-rate schedule, ``schedule(optimizer)``, stepped after each epoch;
+            ``ReduceLROnPlateau`` is given the validation loss.
+        validation: held-out data, x alone or the tuple ``(x, *context)`` if there is a context.
+        patience: stop after so many epochs without a better validation ELBO, and return to the
+            best parameters at the end, whether stopped early or not.
+        warm_up: epochs of KL warm-up, :math:`\beta_e = \min(1, e / \mathrm{warm\_up})`. Until beta
+            is 1, no epoch is the best and patience does not run.
+        clip: the largest norm of the gradient (nats per datum); larger ones are scaled down.
+        transform: ``transform(x, generator)``, applied to all of x at the start of each epoch, for
+            instance to binarise anew. It must draw from the generator it is given.
+        seed: makes the run reproducible. By default one is drawn from torch's generator.
+        device: where x goes: by default to the parameters. They are never moved.
+        checkpoint: a file to save the state to.
+        checkpoint_every: how many epochs between savings.
+        resume: go on from ``checkpoint``, if it is there: exactly as if never stopped.
+        progress: show a bar, on a terminal or in a notebook.
+
+    Returns:
+        What happened in each epoch. The parameters are left where training brought them.
+
+    Raises:
+        TypeError, ValueError: an argument is not as it must be; raised before any work.
+        FileExistsError: ``checkpoint`` exists, and ``resume`` is False.
+        NonFiniteLoss: the loss or its gradient is not finite. The parameters are the last good
+            ones.
+        TrainingInterrupted: Ctrl-C. The state after the last step is saved.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     loc = pyro.param("loc", torch.tensor(0.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(loc, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     slope = pyro.param("slope", torch.tensor(0.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(slope * x, 0.5**0.5))
+        >>> x = torch.linspace(-2, 2, 100)
+        >>> history = fit(model, guide, x, epochs=20, learning_rate=0.05, seed=0, progress=False)
+        >>> history
+        History(20 epochs, loss=1...)
+    """
+    settings = Settings(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        optimizer=optimizer,
+        schedule=schedule,
+        patience=patience,
+        warm_up=warm_up,
+        clip=clip,
+        transform=transform,
+        seed=seed,
+        checkpoint=as_path(checkpoint),
+        checkpoint_every=checkpoint_every,
+        resume=resume,
+        progress=progress,
+    )
+    objective = Trace_ELBO() if objective is None else objective
+    return Training(settings, model, guide, x, context, objective, validation, device).run()

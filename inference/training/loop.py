@@ -1,0 +1,287 @@
+r"""Stochastic variational inference on a program pair.
+
+Each step takes a batch B, estimates the objective and its gradient, and moves all parameters,
+theta of the model and phi of the guide, at once:
+
+.. math:: \hat{\mathcal{L}} = \frac{1}{|B|} \sum_{n \in B} \mathcal{L}(x_n; \theta, \phi),
+          \qquad (\theta, \phi) \leftarrow \mathrm{Adam}(\nabla_{\theta, \phi}
+          (-\hat{\mathcal{L}})).
+
+Hoffman, Blei, Wang and Paisley, *Stochastic variational inference*, 2013. Kingma and Welling,
+*Auto-encoding variational Bayes*, 2014.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from tqdm.auto import tqdm
+
+from . import checkpoint as files
+from .data import LoaderData, TensorData, make_data, make_validation
+from .diagnosis import NonFiniteLoss, Where
+from .history import History
+from .interrupt import Interrupt, TrainingInterrupted
+from .modules import Buffers, Modules, mode
+from .objective import JIT, Loss
+from .optimization import Optimization
+from .parameters import Parameters
+from .rng import derive, forked
+from .settings import Settings, check_call, find_device
+from .state import Position, State, compare, describe, versions
+from .steps import FAILURES, Steps, find_cause, note_context
+from .warmup import beta
+
+
+class Training:
+    """One call of :func:`fit`: its parts, checked and built in order, and its loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        x: Any,
+        context: tuple[Any, ...],
+        objective: Any,
+        validation: Any,
+        device: torch.device | str | None,
+    ) -> None:
+        check_call(settings, model, guide, x, objective, validation)
+        self.settings = settings
+        self.parameters = Parameters(Modules(model, guide))
+        self.device = find_device(device, self.parameters.device(), x)
+        self.saved = self._read_checkpoint()
+        self.data = make_data("x", x, context, settings.batch_size, self.device)
+        self.validation = (
+            None
+            if validation is None
+            else make_validation(validation, self.data, settings.batch_size, self.device)
+        )
+        self.seed = self._choose_seed()
+        if isinstance(objective, JIT) and isinstance(self.data, TensorData) and self.data.ragged:
+            raise ValueError(
+                f"batch_size: must divide the number of data, {self.data.num_data}, for a compiled "
+                f"objective, which is compiled for one size, but is {self.data.batch_size}"
+            )
+        self.loss = Loss(objective, model, guide, self.parameters, self.device, self.seed)
+        self.interrupt = Interrupt()
+
+    def _read_checkpoint(self) -> dict[str, Any] | None:
+        path = self.settings.checkpoint
+        if path is None:
+            return None
+        files.check_folder(path)
+        if not path.exists():
+            return None
+        if not self.settings.resume:
+            raise FileExistsError(
+                f"checkpoint: {path} exists; pass resume=True to go on from it, or another path"
+            )
+        return files.load(path)
+
+    def _choose_seed(self) -> int:
+        if self.settings.seed is not None:
+            return self.settings.seed
+        if self.saved is not None:
+            return int(self.saved["fingerprint"]["seed"])
+        return int(torch.randint(2**63 - 1, ()))
+
+    def run(self) -> History:
+        """Train, and leave everything but the parameters as it was."""
+        check = bool(dist.is_validation_enabled())
+        modules = self.parameters.modules
+        with ExitStack() as stack:
+            stack.enter_context(forked(self.device, derive(self.seed, "noise")))
+            with pyro.validation_enabled(check):
+                if self._inspect(local=modules.local and not self.loss.jit):
+                    stack.enter_context(pyro.settings.context(module_local_params=True))
+            self.optimization = Optimization(
+                self.parameters,
+                self.settings.optimizer,
+                self.settings.schedule,
+                self.settings.learning_rate,
+                self.settings.clip,
+            )
+            if self.optimization.plateau and self.validation is None:
+                raise ValueError("schedule: ReduceLROnPlateau needs validation data, but has none")
+            ids = self.parameters.ids
+            self.roots = modules.roots(ids)
+            self.buffers = Buffers(modules.buffers(ids))
+            self.steps = Steps(self.loss, self.optimization, self.buffers)
+            stack.callback(self.optimization.zero_grad)
+            stack.enter_context(mode(self.roots, True))
+            self._begin()
+            stack.enter_context(self.interrupt)
+            with self._bar() as bar:
+                while self.state.position.epoch <= self.settings.epochs and not (
+                    self.state.history.stopped_early
+                ):
+                    self._epoch(bar, check)
+                    check = False  # every batch has been seen once; checks cost as much as steps
+            if self.settings.patience is not None and self.state.best:
+                self.state.assign(self.state.best)
+        return self.state.history
+
+    def _inspect(self, local: bool) -> bool:
+        """Find the parameters by running the programs on the first batch.
+
+        With ``local``, Pyro's store is left out of it, so that programs may skip ``pyro.module``.
+        Returns whether that worked: a PyroModule that hides somewhere, say in the objective,
+        cannot run so.
+        """
+        if isinstance(self.data, LoaderData):
+            args, n, rows = self.data.peek(derive(self.seed, "inspection"))
+        else:
+            args, n, rows = next(self.data.batches(self.settings.transform, self.seed, epoch=1))
+        setting = local or bool(pyro.settings.get("module_local_params"))
+        try:
+            with pyro.settings.context(module_local_params=setting):
+                self.loss.inspect(args, n)
+        except AttributeError as error:
+            if local and error.name == "param_state":  # what such a PyroModule lacks
+                return self._inspect(local=False)
+            raise
+        except FAILURES as error:
+            with self.loss.quiet():
+                cause = find_cause(error, self.loss, "x", args, Where(1, 1, rows))
+            if cause is error:
+                note_context(error, self.data)
+                raise
+            raise cause from error
+        found = self.parameters.device()
+        if found != self.device:
+            raise ValueError(f"device: parameters are on {found}, but the data on {self.device}")
+        return local
+
+    def _begin(self) -> None:
+        """Take up the checkpoint, or write the first one: a run killed at once can be resumed."""
+        path = self.settings.checkpoint
+        self.fingerprint = describe(
+            self.settings, self.seed, self.data, self.validation, self.loss, self.optimization
+        )
+        history = History({**self.fingerprint, **versions()})
+        self.state = State(
+            self.parameters, self.buffers, self.optimization, self.data, history, self.device
+        )
+        if path is None:
+            return
+        if self.saved is None:
+            self.state.save(path, self.fingerprint)
+            return
+        compare(path, self.saved["fingerprint"], self.fingerprint)
+        done = self.saved["position"]["epoch"] - 1
+        if done > self.settings.epochs:
+            raise ValueError(
+                f"epochs: must be at least {done}, as many as are done in {path}, "
+                f"but is {self.settings.epochs}"
+            )
+        self.state.load(path, self.saved)
+        self.saved = None
+
+    def _bar(self) -> Any:
+        batches, position = self.data.num_batches, self.state.position
+        return tqdm(
+            total=None if batches is None else batches * self.settings.epochs,
+            initial=(position.epoch - 1) * (batches or 0) + position.batch,
+            unit="step",
+            # None is silent where there is no terminal; notebooks have none, but show bars
+            disable=("ipykernel" not in sys.modules and None) if self.settings.progress else True,
+        )
+
+    def _epoch(self, bar: Any, check: bool) -> None:
+        """Train an epoch, or what is left of it, validate, and record."""
+        settings, state, position = self.settings, self.state, self.state.position
+        weight = beta(position.epoch, settings.warm_up)
+        bar.set_description(f"epoch {position.epoch}/{settings.epochs}", refresh=False)
+        self._started = time.perf_counter()
+        with pyro.validation_enabled(check):
+            batches = self.data.batches(
+                settings.transform, self.seed, position.epoch, position.batch
+            )
+            for args, n, rows in batches:
+                where = Where(position.epoch, position.batch + 1, rows)
+                try:
+                    loss, norm = self.steps.train(args, n, weight, where)
+                except NonFiniteLoss:
+                    self._save_unfinished()  # the last good state
+                    raise
+                position.batch += 1
+                position.loss += loss * n
+                position.norm += norm
+                position.data += n
+                bar.update()
+                self._stop_if_asked()
+            if not position.data:
+                raise ValueError("x: must hold at least one batch, but the loader gave none")
+            elbo = self._validate()
+        self._stop_if_asked()
+        state.history.append(
+            loss=position.loss / position.data if self.loss.has_value else math.nan,
+            validation_elbo=elbo,
+            beta=weight,
+            learning_rate=self.optimization.learning_rate,
+            gradient_norm=position.norm / position.batch,
+            seconds=position.seconds + time.perf_counter() - self._started,
+        )
+        shown = {"loss": state.history.loss[-1], "validation ELBO": elbo}
+        bar.set_postfix({name: f"{v:.2f}" for name, v in shown.items() if not math.isnan(v)})
+        self.optimization.end_epoch(-elbo)
+        if weight == 1 and elbo > state.best_elbo:
+            state.note_best(elbo, keep=settings.patience is not None)
+        best = state.history.best_epoch
+        if settings.patience is not None and best is not None:
+            state.history.stopped_early = position.epoch - best >= settings.patience
+        state.position = Position(position.epoch + 1)
+        last = position.epoch == settings.epochs or state.history.stopped_early
+        if settings.checkpoint and (last or position.epoch % settings.checkpoint_every == 0):
+            state.try_save(settings.checkpoint, self.fingerprint)
+        self._started = time.perf_counter()
+        self._stop_if_asked()
+
+    def _validate(self) -> float:
+        """The ELBO of the validation data, nats per datum, with the same draws in every epoch."""
+        if self.validation is None:
+            return math.nan
+        total, count = 0.0, 0
+        with forked(self.device, derive(self.seed, "validation")), mode(self.roots, False):
+            for number, (args, n, rows) in enumerate(self.validation.in_order()):
+                where = Where(self.state.position.epoch, number + 1, rows)
+                total -= self.steps.evaluate(args, n, where) * n
+                count += n
+                if self.interrupt.requested:
+                    break  # the caller stops, once the training's random numbers are back
+        if not count:
+            raise ValueError("validation: must hold at least one batch, but the loader gave none")
+        return total / count
+
+    def _save_unfinished(self) -> OSError | None:
+        """Save in the middle of an epoch, if there is where to."""
+        self.state.position.seconds += time.perf_counter() - self._started
+        path = self.settings.checkpoint
+        return self.state.try_save(path, self.fingerprint) if path else None
+
+    def _stop_if_asked(self) -> None:
+        """After Ctrl-C: save, and say how to go on."""
+        if not self.interrupt.requested:
+            return
+        position, path = self.state.position, self.settings.checkpoint
+        where = f"training stopped after batch {position.batch} of epoch {position.epoch}"
+        if path is None:
+            raise TrainingInterrupted(
+                f"{where}. No checkpoint was asked for, so nothing was saved; the parameters are "
+                "those after the last step"
+            )
+        if failure := self._save_unfinished():
+            raise TrainingInterrupted(f"{where}. Its state could not be saved: {failure}")
+        raise TrainingInterrupted(
+            f"{where}. Its state is in {path}; to go on, call fit in the same way with resume=True"
+        )

@@ -1,0 +1,115 @@
+"""What is done with one batch: a step of all parameters, or an evaluation, or neither.
+
+A step is taken whole or not at all. The loss and the norm of its gradient are looked at before the
+optimizer moves anything, and when they are not finite, or the programs fail, everything that the
+forward pass changed is put back and the cause is looked for.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .diagnosis import Where, examine, explain
+from .modules import Buffers
+from .objective import Loss
+from .optimization import Optimization
+from .rng import capture, forked, restore
+from .tensors import TensorData
+
+FAILURES = (ValueError, RuntimeError, ArithmeticError)
+
+
+class Steps:
+    """Steps of a loss by an optimizer.
+
+    Args:
+        loss: the objective of the program pair.
+        optimization: optimizer and schedule.
+        buffers: what a forward pass may change besides the parameters.
+    """
+
+    def __init__(self, loss: Loss, optimization: Optimization, buffers: Buffers) -> None:
+        self.loss, self.optimization, self.buffers = loss, optimization, buffers
+
+    def train(self, args: tuple[Any, ...], n: int, weight: float, where: Where) -> list[float]:
+        """Move the parameters; return the loss and its gradient's norm, nats per datum.
+
+        Raises:
+            NonFiniteLoss: one of the two is not finite; nothing has moved.
+        """
+        loss, optimization = self.loss, self.optimization
+        optimization.zero_grad()
+        self.buffers.keep()
+        before = capture(loss.device)
+        try:
+            value = loss.gradients(args, n, weight)
+            if loss.newcomers:
+                optimization.take_up(loss.newcomers)
+                loss.newcomers = {}
+            norm = optimization.gradient_norm()
+        except FAILURES as error:
+            self._undo(before)
+            with forked(loss.device):
+                cause = find_cause(error, loss, "x", args, where)
+            self._undo(before)
+            if weight != 1 and "common poutine.scale" in str(error):
+                raise ValueError(
+                    "warm_up: must be 0 where data depend on a latent that the model enumerates: "
+                    "summed out, its prior is a part of the likelihood and has no weight of its own"
+                ) from error
+            if cause is error:
+                raise
+            raise cause from error
+        both: list[float] = torch.stack((value, norm.to(value))).tolist()
+        if not all(map(math.isfinite, both)):
+            wrong = [
+                name
+                for name, tensor in loss.parameters.trainable.items()
+                if tensor.grad is not None and not tensor.grad.isfinite().all()
+            ]
+            self._undo(before)
+            with forked(loss.device):
+                _, findings = examine(loss.model, loss.guide, args, "x")
+            self._undo(before)
+            what = f"the loss is {both[0]:g}, its gradient's norm {both[1]:g}"
+            raise where.non_finite(what, findings, wrong)
+        optimization.step(norm)
+        return both
+
+    def _undo(self, before: dict[str, Tensor]) -> None:
+        """Back to before the step: its random numbers, and what the forward pass moved."""
+        self.optimization.zero_grad()
+        self.buffers.put_back()
+        restore(before, self.loss.device)
+
+    def evaluate(self, args: tuple[Any, ...], n: int, where: Where) -> float:
+        """The loss on validation data, nats per datum."""
+        try:
+            return self.loss.evaluate(args, n)
+        except FAILURES as error:
+            cause = find_cause(error, self.loss, "validation", args, where)
+            if cause is error:
+                raise
+            raise cause from error
+
+
+def find_cause(
+    error: Exception, loss: Loss, name: str, args: tuple[Any, ...], where: Where
+) -> Exception:
+    """A failure of the programs on data called ``name`` in terms of its cause, else itself."""
+    found = explain(error, loss.model, loss.guide, args, name, where)
+    return found if found is not error else loss.parameters.dtype_error(error, name, args) or error
+
+
+def note_context(error: Exception, data: object) -> None:
+    """Add to a failure of the programs which context they were given whole."""
+    if isinstance(data, TensorData):
+        for i, shape in data.whole():
+            error.add_note(
+                f"context[{i}], of shape {shape}, was not cut into batches: its leading dimension "
+                f"is not the number of data, {data.num_data}"
+            )
