@@ -103,7 +103,7 @@ def sum_out(
     enumerated: set[str] = set()
     kept: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
     for name, ordinal, term, negative in packed_terms:
-        symbols = set(term._pyro_dims) - plate_symbols
+        symbols = set(vars(term)["_pyro_dims"]) - plate_symbols  # pyro notes a tensor's dims on it
         if symbols:
             enumerated |= symbols
             tree.setdefault(ordinal, []).append(packed.neg(term) if negative else term)

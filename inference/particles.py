@@ -178,12 +178,13 @@ def _run(
     if layout.enumerated and model_trace is not None:
         guide_part = None if guide_trace is None else (guide_trace, guide_terms)
         model_terms, guide_terms = sum_out((model_trace, model_terms), guide_part)
-    reduced = [
+    model_sites, guide_sites = (
         {name: per_datum(term, layout.data_dim, rank, shape) for name, term in terms.items()}
         for terms in (model_terms, guide_terms)
-    ]
+    )
     return Evaluation(
-        *reduced,
+        model_sites,
+        guide_sites,
         {name: _trim(values[name], name, layout, particles) for name in layout.latents},
     )
 
@@ -275,7 +276,7 @@ def plan_particles(
         candidates = [(particles, particles)]
     with torch.no_grad():
         reproducible = _is_reproducible(model, guide, trial, layout)
-        rejected = []
+        rejected: list[str] = []
         for guide_way, model_way in candidates:
             reason = None
             if (guide_way, model_way) != ("loop", "loop"):

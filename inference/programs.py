@@ -163,9 +163,11 @@ def inspect_programs(model: Program, guide: Program | None, args: tuple) -> Layo
         ProgramError: the pair has no per-datum marginal likelihood; names the site.
     """
     called: dict[int, nn.Module] = {}
-    hook = nn.modules.module.register_module_forward_pre_hook(
-        lambda module, _: called.setdefault(id(module), module) and None
-    )
+
+    def note(module: nn.Module, _: object) -> None:
+        called[id(module)] = module
+
+    hook = nn.modules.module.register_module_forward_pre_hook(note)
     try:
         with torch.no_grad():
             guide_trace = None if guide is None else _first_run("guide", guide, args, {}, called)

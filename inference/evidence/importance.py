@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-import pyro
 import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -24,7 +23,7 @@ from ..programs import Data, Program, num_data
 from ..weights import Weights, log_weights
 from .accumulator import WeightSums
 from .estimate import Estimate, concatenate, versions
-from .scope import check_finite, check_plan, device_of, move, scoring_scope
+from .scope import check_finite, check_plan, check_support, device_of, move, scoring_scope
 from .tiles import Tiles, plan_tiles
 
 
@@ -209,8 +208,7 @@ def _score_rows(
     tiles: Tiles,
 ) -> WeightSums:
     """Stream K samples for one tile of data."""
-    with pyro.validation_enabled(True):
-        log_weights(model, guide, *args, plan=plan)  # is every value in its site's support?
+    check_support(model, guide, args, plan)
     if guide is not None:
         guide = freeze_guide(guide, args, plan)
     sums = WeightSums(num_samples)

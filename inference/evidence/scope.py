@@ -15,9 +15,9 @@ import pyro
 import torch
 from torch import Tensor
 
-from ..particles import ParticlePlan
+from ..modules import Modules
+from ..particles import ParticlePlan, draw
 from ..programs import Program, ProgramError
-from ..training.parameters import Modules
 
 
 @contextmanager
@@ -63,6 +63,21 @@ def check_plan(plan: ParticlePlan) -> None:
             "equal latents got different densities in two runs: something random stands outside "
             "the sample sites (functional dropout?)"
         )
+
+
+def check_support(model: Program, guide: Program | None, args: tuple, plan: ParticlePlan) -> None:
+    """Run one particle with Pyro's validation on: is every value in its site's support?
+
+    Raises:
+        ProgramError: it is not; names the site, or repeats the complaint of a distribution.
+    """
+    with pyro.validation_enabled(True):
+        try:
+            draw(model, guide, args, plan, 1)
+        except ProgramError:
+            raise
+        except ValueError as error:
+            raise ProgramError(str(error).partition(", but found")[0].splitlines()[0]) from error
 
 
 def device_of(model: Program, guide: Program | None) -> torch.device | None:

@@ -20,6 +20,8 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ..support import outside_support
+
 
 class NonFiniteLoss(FloatingPointError, ValueError):
     """The loss or its gradient became NaN or infinite; training stopped before the step.
@@ -114,28 +116,6 @@ def _not_finite(site: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _outside_support(site: Mapping[str, Any]) -> str | None:
-    """The support that a value lies outside of, and one number that does."""
-    try:
-        support = site["fn"].support
-    except (NotImplementedError, AttributeError):
-        return None
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    value = site["value"]
-    if support is None or not isinstance(value, Tensor):
-        return None
-    inside = support.check(value)
-    if inside.all():
-        return None
-    if inside.shape == value.shape:
-        bad = value[~inside].reshape(-1)[0].item()
-        return f"values in {support}, but holds {bad:g}"
-    row = value.broadcast_to(*inside.shape, *value.shape[inside.dim() :])[~inside][0]
-    shown = ", ".join(f"{number:g}" for number in row.reshape(-1)[:4].tolist())
-    return f"values in {support}, but holds ({shown}{', ...' if row.numel() > 4 else ''})"
-
-
 def examine(
     model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], name: str
 ) -> tuple[ValueError | None, list[Finding]]:
@@ -153,7 +133,7 @@ def examine(
                 what = _not_finite(site)
                 value = site["value"]
                 finite = not isinstance(value, Tensor) or bool(value.isfinite().all())
-                if finite and where == "model" and (outside := _outside_support(site)):
+                if finite and where == "model" and (outside := outside_support(site)):
                     if site["is_observed"]:
                         message = f"{name}: site {site_name!r} takes {outside}"
                     else:

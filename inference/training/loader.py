@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from .rng import capture, forked, restore
+from ..rng import capture, forked, restore
 from .tensors import Batch, check_x, move
 
 

@@ -25,16 +25,16 @@ import pyro.distributions as dist
 import torch
 from tqdm.auto import tqdm
 
+from ..modules import Buffers, Modules, mode
+from ..rng import derive, forked
 from . import checkpoint as files
 from .data import LoaderData, TensorData, make_data, make_validation
 from .diagnosis import NonFiniteLoss, Where
 from .history import History
 from .interrupt import Interrupt, TrainingInterrupted
-from .modules import Buffers, Modules, mode
 from .objective import JIT, Loss
 from .optimization import Optimization
 from .parameters import Parameters
-from .rng import derive, forked
 from .settings import Settings, check_call, find_device
 from .state import Position, State, compare, describe, versions
 from .steps import FAILURES, Steps, find_cause, note_context

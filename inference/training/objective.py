@@ -33,9 +33,9 @@ from pyro.poutine.runtime import effectful
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from .modules import Buffers, mode
+from ..modules import Buffers, mode
+from ..rng import derive, forked
 from .parameters import MARKER, Parameters
-from .rng import derive, forked
 from .warmup import weighted
 
 Program = Callable[..., Any]

@@ -21,7 +21,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import Tensor, nn
 
-from .modules import Modules, unused
+from ..modules import Modules, unused
 
 DIVIDER = "$$$"  # between module and parameter in the names that pyro.module makes
 MARKER = "_pyrovae_marker"  # a param statement that stands for no parameter

@@ -17,14 +17,14 @@ import pyro
 import torch
 from torch import Tensor
 
+from ..modules import Buffers
+from ..rng import capture, restore
 from . import checkpoint
 from .data import Data
 from .history import History
-from .modules import Buffers
 from .objective import Loss
 from .optimization import Optimization
 from .parameters import Parameters
-from .rng import capture, restore
 from .settings import Settings
 
 

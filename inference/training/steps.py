@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..modules import Buffers
+from ..rng import capture, forked, restore
 from .diagnosis import Where, examine, explain
-from .modules import Buffers
 from .objective import Loss
 from .optimization import Optimization
-from .rng import capture, forked, restore
 from .tensors import TensorData
 
 FAILURES = (ValueError, RuntimeError, ArithmeticError)

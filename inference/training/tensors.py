@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..rng import derive
 from .checkpoint import crc32
-from .rng import derive
 
 X = Tensor | tuple[Tensor, ...]
 Batch = tuple[tuple[Any, ...], int, Tensor | None]  # arguments, number of data, their rows in x
