@@ -10,19 +10,8 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
-
-class _BernoulliFromLogits(dist.Bernoulli):
-    """Bernoulli whose log-probability is x l − log(1 + e^l): two passes over the pixels."""
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
-        return value * self.logits - softplus(self.logits)
-
-    def expand(self, batch_shape: torch.Size, _instance: object = None) -> _BernoulliFromLogits:
-        return type(self)(logits=self.logits.expand(batch_shape), validate_args=self._validate_args)
+from .independent import BernoulliVector
 
 
 class Bernoulli(nn.Module):
@@ -42,7 +31,8 @@ class Bernoulli(nn.Module):
         self.net, self.event_dim = net, event_dim
 
     def forward(self, z: Tensor, *context: Tensor) -> TorchDistributionMixin:
-        return _BernoulliFromLogits(logits=self.net(z, *context)).to_event(self.event_dim)
+        logits = self.net(z, *context)
+        return BernoulliVector(dist.Bernoulli(logits=logits), self.event_dim)
 
 
 class ContinuousBernoulli(nn.Module):

@@ -13,6 +13,8 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from .independent import NormalVector
+
 
 class DiagonalNormal(nn.Module):
     """N(μ(x), diag σ(x)²), from a network that returns (μ, log σ) side by side.
@@ -42,7 +44,7 @@ class DiagonalNormal(nn.Module):
                 f"net must return 2 Z features (mean and log scale), but returns {output.shape[-1]}"
             )
         loc, log_scale = output.chunk(2, -1)
-        return dist.Normal(loc, log_scale.exp()).to_event(1)
+        return NormalVector(dist.Normal(loc, log_scale.exp()), 1)
 
 
 class FullRankNormal(nn.Module):
@@ -116,4 +118,4 @@ class PerDatum(nn.Module):
                 f"x must hold all {self.num_data} data or come with their index as the last "
                 f"context, but holds {len(x)}"
             )
-        return dist.Normal(loc, log_scale.exp()).to_event(1)
+        return NormalVector(dist.Normal(loc, log_scale.exp()), 1)

@@ -14,6 +14,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from .independent import NormalVector
 from .mixtures import DiagonalNormalMixture
 
 
@@ -34,7 +35,7 @@ class StandardNormal(nn.Module):
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
 
     def forward(self) -> TorchDistributionMixin:
-        return dist.Normal(self.loc, torch.ones_like(self.loc)).to_event(1)
+        return NormalVector(dist.Normal(self.loc, torch.ones_like(self.loc)), 1)
 
 
 class GaussianMixture(nn.Module):

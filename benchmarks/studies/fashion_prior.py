@@ -27,7 +27,7 @@ import torch
 from ...inference import Estimate, History, ImportanceSampling, fit
 from ...models import VAE
 from ..datasets import Dataset, load
-from ..diagnostics import active_units
+from ..diagnostics import active_units, posterior_means
 from ..machine import describe_machine
 from ..zoo import gated_vae, gated_vamp_vae
 
@@ -77,7 +77,7 @@ def row(
         "monte_carlo_stderr": score.monte_carlo_stderr,
         "data_stderr": score.data_stderr,
         "khat_above_threshold": score.unreliable,
-        "active_units": active_units(vae, data.validation),
+        "active_units": active_units(posterior_means(vae.posterior, data.validation)),
         "published_nll": published,
         "published_spread": spread,
         "short_of_published": -score.value - published,

@@ -24,7 +24,7 @@ class WeightSums:
         >>> sums = WeightSums(num_samples=4)
         >>> sums.add(torch.zeros(3, 2, dtype=torch.float64))
         >>> sums.add(torch.zeros(1, 2, dtype=torch.float64))
-        >>> sums.log_evidence(), sums.ess()
+        >>> sums.log_evidence().round(decimals=9), sums.ess().round(decimals=9)
         (tensor([0., 0.], dtype=torch.float64), tensor([4., 4.], dtype=torch.float64))
     """
 

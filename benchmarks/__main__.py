@@ -1,0 +1,24 @@
+"""``pyrovae`` and ``python -m pyrovae.benchmarks``: the command line, where its extra is there."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+NEEDED = ("typer", "matplotlib")
+
+
+def main() -> None:
+    """Run the command line, or say what to install for it."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        sys.exit(
+            f"pyrovae: the command line needs {' and '.join(missing)}: pip install 'pyrovae[bench]'"
+        )
+    from .cli import app
+
+    app(prog_name="pyrovae")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+"""``pyrovae``: the command line.
+
+Its commands parse what was typed, call the functions that do the work, and print. What a user can
+have got wrong is told in one line on stderr; a fault of ours shows its traceback.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, ParamSpec
+
+import typer
+
+from ..inference import NonFiniteLoss, ProgramError
+from .datasets import NAMES, DatasetError, available
+from .demo import EPOCHS, demo
+from .factories import FactoryError
+from .options import parse_options
+from .runs import Settings, default_output, going_on, open_run
+from .scoring import ESTIMATORS, Question, evidence, summary
+from .tables import table
+from .training import Stopped, Trained, go_on, resume, train
+from .zoo import MODELS
+
+app = typer.Typer(
+    name="pyrovae",
+    help="Variational autoencoders as Pyro programs: train them, and know their log p(x).",
+    epilog="PYROVAE_TRACEBACK=1 in the environment shows where an error comes from.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+P = ParamSpec("P")
+OWN = "your own as package.module:factory"
+DEFAULTS = Settings()
+ASKED = Question()
+# always the user's or the machine's to mend; ValueError and TypeError only when we raised them
+TOLD = (DatasetError, FactoryError, ProgramError, NonFiniteLoss, OSError)
+
+
+def told(function: Callable[P, None]) -> Callable[P, None]:
+    """A command whose errors are told in a line or two instead of a traceback."""
+
+    @functools.wraps(function)
+    def telling(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            function(*args, **kwargs)
+            sys.stdout.flush()
+        except Stopped as error:
+            _fail(str(error), 130)
+        except KeyboardInterrupt:
+            _fail("interrupted", 130)
+        except BrokenPipeError:
+            # whoever read our output has enough; nothing may be flushed to them any more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+        except (*TOLD, ValueError, TypeError) as error:
+            if os.environ.get("PYROVAE_TRACEBACK"):
+                traceback.print_exc()
+            elif not (isinstance(error, TOLD) or _is_ours(error)):
+                raise
+            _fail(_message(error), 1)
+
+    return telling
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"pyrovae: {message}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether it was raised in this package, on purpose then, and not in the code it called."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    package = __name__.partition(".")[0]
+    return bool(frames) and frames[-1][0].f_globals.get("__name__", "").startswith(f"{package}.")
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+        return f"{error.filename}: {text}" if error.filename is not None else text
+    return str(error)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"pyrovae {importlib.metadata.version('pyrovae')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _option(text: str, default: object = None) -> Any:
+    """An option that knows whether it was given: None stands for the default that help shows."""
+    return typer.Option(help=text, show_default=False if default is None else str(default))
+
+
+def _pairs(flag: str, of: str) -> Any:
+    return typer.Option(flag, metavar="KEY=VALUE", help=f"Option of {of}; may be repeated.")
+
+
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+DataFolder = Annotated[
+    Path | None,
+    typer.Option(help="Folder that holds the data files; else PYROVAE_DATA, else a download."),
+]
+
+
+@app.command("demo")
+@told
+def _demo(
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder to make.", show_default="first free of runs/demo, runs/demo-2"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Makes the numbers reproducible.")] = 0,
+    device: Device = "auto",
+    epochs: Annotated[int, typer.Option(min=1, help="At most so many epochs.")] = EPOCHS,
+) -> None:
+    """Train two VAEs on digits, print one table, and write pictures."""
+    demo(output, seed=seed, device=device, epochs=epochs)
+
+
+@app.command("train")
+@told
+def _train(
+    data: Annotated[str | None, _option(f"{', '.join(NAMES)}, or {OWN}.", DEFAULTS.data)] = None,
+    model: Annotated[str | None, _option(f"{', '.join(MODELS)}, or {OWN}.", DEFAULTS.model)] = None,
+    option: Annotated[list[str] | None, _pairs("--option", "the model's factory")] = None,
+    objective: Annotated[
+        str | None, _option(f"An ELBO of pyro.infer by its name, or {OWN}.", DEFAULTS.objective)
+    ] = None,
+    objective_option: Annotated[
+        list[str] | None, _pairs("--objective-option", "the objective")
+    ] = None,
+    epochs: Annotated[int | None, _option("At most so many.", DEFAULTS.epochs)] = None,
+    batch_size: Annotated[int | None, _option("Data in a step.", DEFAULTS.batch_size)] = None,
+    learning_rate: Annotated[float | None, _option("Of Adam.", DEFAULTS.learning_rate)] = None,
+    warm_up: Annotated[
+        int | None, _option("Epochs in which the weight of the KL rises to 1.", DEFAULTS.warm_up)
+    ] = None,
+    patience: Annotated[
+        int | None,
+        _option("Stop after so many epochs without a better validation ELBO; keep the best."),
+    ] = None,
+    clip: Annotated[float | None, _option("Largest norm of a gradient.")] = None,
+    seed: Annotated[int | None, _option("Makes the run reproducible.", DEFAULTS.seed)] = None,
+    device: Annotated[str | None, _option("auto, cpu or cuda.", DEFAULTS.device)] = None,
+    binarise: Annotated[
+        bool | None,
+        typer.Option("--binarise/--no-binarise", help="Built-in images as bits, or grey."),
+    ] = None,
+    data_folder: DataFolder = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Run folder.", show_default="runs/DATA-MODEL")
+    ] = None,
+    resume_: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --output, with its settings.")
+    ] = False,
+) -> None:
+    """Train a model, built in or your own, into a run folder."""
+    given: dict[str, Any] = {
+        "data": data,
+        "model": model,
+        "options": None if option is None else parse_options(option),
+        "objective": objective,
+        "objective_options": None if objective_option is None else parse_options(objective_option),
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "warm_up": warm_up,
+        "patience": patience,
+        "clip": clip,
+        "seed": seed,
+        "device": device,
+        "binarise": binarise,
+        "data_folder": None if data_folder is None else str(data_folder),
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    settings = Settings(**given)
+    if output is None:
+        output = default_output(settings)
+    if resume_:
+        _tell_training(resume(going_on(open_run(output), given)))
+    else:
+        _tell_training(train(settings, output))
+
+
+def _tell_training(trained: Trained) -> None:
+    run, history, result = trained.run, trained.history, trained.run.result
+    assert result is not None
+    stopped = ", stopped early" if history.stopped_early else ""
+    print(f"{len(history)} epochs{stopped}; {history.seconds.sum():.0f} s")
+    objective = run.settings.objective
+    bound = "ELBO" if objective == DEFAULTS.objective else f"bound ({objective})"
+    print(
+        f"validation {bound}: {result['validation_elbo']:.3f} nats per datum, "
+        f"at epoch {result['parameters_of_epoch']}, whose parameters are kept"
+    )
+    print(f"wrote {run.path}: {', '.join(file.name for file in trained.written)}")
+    if trained.unsaved is not None:
+        print(
+            f"no {run.model.name}: {trained.unsaved}; pyrovae evidence calls the factory again and "
+            "takes the parameters from the checkpoint"
+        )
+    print(f"next: pyrovae evidence {shlex.quote(str(run.path))}")
+
+
+@app.command("evidence")
+@told
+def _evidence(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    num_samples: Annotated[int, typer.Option(help="K, per datum.")] = ASKED.num_samples,
+    estimator: Annotated[
+        str, typer.Option(help=f"{', '.join(ESTIMATORS)}, or {OWN}.")
+    ] = ASKED.estimator,
+    option: Annotated[list[str] | None, _pairs("--option", "the estimator")] = None,
+    split: Annotated[str, typer.Option(help="test or validation.")] = ASKED.split,
+    subset: Annotated[
+        int | None, typer.Option(help="Only so many data, drawn at random by --subset-seed.")
+    ] = None,
+    subset_seed: Annotated[int, typer.Option(help="Which ones.")] = ASKED.subset_seed,
+    seed: Annotated[int, typer.Option(help="Of the estimator's draws.")] = ASKED.seed,
+    device: Device = ASKED.device,
+    data_folder: DataFolder = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="The file of the result.", show_default="RUN/evidence-SETTINGS.nc"),
+    ] = None,
+) -> None:
+    """Estimate log p(x) of held-out data under the model of a run, with its errors."""
+    question = Question(
+        estimator=estimator,
+        num_samples=num_samples,
+        options=parse_options(option or ()),
+        split=split,
+        subset=subset,
+        subset_seed=subset_seed,
+        seed=seed,
+        device=device,
+        data_folder=None if data_folder is None else str(data_folder),
+    )
+    run = open_run(run_folder)
+    if run.result is None:
+        print(
+            f"pyrovae: {run.path} is not finished: scoring its last checkpoint; {go_on(run)}",
+            file=sys.stderr,
+        )
+    answer = evidence(run, question, output)
+    print(f"{run.path}: {run.settings.model} on {run.settings.data}")
+    print(summary(answer, question))
+    print(f"wrote {answer.file}")
+
+
+@app.command("datasets")
+@told
+def _datasets(data_folder: DataFolder = None) -> None:
+    """List the built-in data sets, and where each would be taken from."""
+    rows = [
+        (
+            one.name,
+            *(f"{size:,}" for size in one.sizes),
+            "x".join(str(side) for side in one.shape),
+            "dynamic" if one.dynamic else "static",
+            one.where,
+        )
+        for one in available(data_folder)
+    ]
+    headers = ("name", "train", "validation", "test", "shape", "binarisation", "where")
+    print(table(headers, rows, left=(0, 5, 6)))

@@ -1,0 +1,47 @@
+r"""What a trained VAE does with its latent dimensions.
+
+A dimension is *active* when the posterior's mean moves with the data,
+
+.. math:: \mathrm{Var}_x \bigl( \mathbb{E}_{q(z \mid x)} [z_u] \bigr) > 0.01
+
+(Burda, Grosse and Salakhutdinov, *Importance weighted autoencoders*, 2016). One that is not carries
+nothing about x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+THRESHOLD = 0.01
+
+
+@torch.no_grad()
+def posterior_means(posterior: Callable[..., Any], x: Tensor, batch_size: int = 1000) -> Tensor:
+    """The mean of q(z | x) for each datum, ``(N, Z)``.
+
+    Args:
+        posterior: ``posterior(x)`` returns a distribution that has a mean.
+        x: data, ``(N, D)``.
+        batch_size: data encoded at once.
+    """
+    return torch.cat([posterior(part).mean for part in x.split(batch_size)])
+
+
+def active_units(means: Tensor, threshold: float = THRESHOLD) -> int:
+    """How many latent dimensions are active, from the posterior means ``(N, Z)`` of N >= 2 data.
+
+    >>> active_units(torch.tensor([[0.0, 1.0], [0.001, -1.0]]))
+    1
+
+    Raises:
+        ValueError: fewer than two data.
+    """
+    if means.dim() != 2 or len(means) < 2:
+        raise ValueError(
+            f"means should be of shape (N, Z) with N at least 2; found {tuple(means.shape)}"
+        )
+    return int((means.double().var(0) > threshold).sum())

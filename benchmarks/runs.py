@@ -1,0 +1,224 @@
+"""Run folders: one folder holds one training run and everything that was measured on it.
+
+    run.json                 settings, data set and its fingerprint, versions, command, result
+    checkpoint.safetensors   the state of training, from which it goes on exactly
+    model.safetensors        the trained model, for `pyrovae.models.load`, where it can be described
+    history.csv              one row an epoch
+    learning-curve.png
+    evidence-*.nc            what `pyrovae evidence` found
+
+A folder that holds anything is never written over: it is gone on with, or another one is chosen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shlex
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ..inference.training.checkpoint import load as load_checkpoint
+from ..inference.training.checkpoint import write_atomically
+
+FORMAT = "pyrovae-run-1"
+MAY_DIFFER = ("epochs", "device", "data_folder")  # when a run goes on
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides a training run; ``options`` go to the model's factory."""
+
+    data: str = "digits"
+    model: str = "vae"
+    options: dict[str, Any] = field(default_factory=dict)
+    objective: str = "Trace_ELBO"
+    objective_options: dict[str, Any] = field(default_factory=dict)
+    epochs: int = 100
+    batch_size: int = 100
+    learning_rate: float = 1e-3
+    warm_up: int = 0
+    patience: int | None = None
+    clip: float | None = None
+    seed: int = 0
+    device: str = "auto"
+    binarise: bool = True
+    data_folder: str | None = None
+
+    def command(self, output: str | Path) -> str:
+        """The command line that makes this run.
+
+        >>> Settings(options={"latent_dim": 16}, epochs=5).command("runs/a")
+        'pyrovae train --option latent_dim=16 --epochs 5 --output runs/a'
+        """
+        words = ["pyrovae", "train"]
+        defaults = Settings()
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if value == getattr(defaults, one.name):
+                continue
+            flag = f"--{one.name.replace('_', '-')}"
+            if isinstance(value, dict):
+                for key, item in value.items():
+                    text = item if isinstance(item, str) else json.dumps(item)
+                    words += [flag.removesuffix("s"), f"{key}={text}"]
+            elif isinstance(value, bool):
+                words.append(flag if value else f"--no-{flag[2:]}")
+            else:
+                words += [flag, str(value)]
+        return shlex.join([*words, "--output", str(output)])
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder and what its ``run.json`` says besides the settings."""
+
+    path: Path
+    settings: Settings
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint.safetensors"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model.safetensors"
+
+    @property
+    def history(self) -> Path:
+        return self.path / "history.csv"
+
+    @property
+    def learning_curve(self) -> Path:
+        return self.path / "learning-curve.png"
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """How training ended; None while it has not."""
+        return self.record.get("result")
+
+    def epochs_done(self) -> int:
+        """Epochs that the checkpoint has behind it; 0 without one.
+
+        Raises:
+            ValueError: the checkpoint is damaged.
+        """
+        if not self.checkpoint.exists():
+            return 0
+        return int(load_checkpoint(self.checkpoint)["position"]["epoch"]) - 1
+
+    def write(self, **record: Any) -> Run:
+        """Write ``run.json`` with these entries added; returns the run as it then is."""
+        run = Run(self.path, self.settings, {**self.record, **record})
+        content = {
+            "format": FORMAT,
+            "command": self.settings.command(self.path),
+            "settings": asdict(self.settings),
+            **run.record,
+        }
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(self.path / "run.json", text.encode())
+        return run
+
+
+def default_output(settings: Settings) -> Path:
+    """Where a run goes that is not told where to go.
+
+    >>> default_output(Settings(model="mine.nets:build")).as_posix()
+    'runs/digits-mine.nets-build'
+    """
+    return Path("runs") / re.sub(r"[^\w.-]+", "-", f"{settings.data}-{settings.model}")
+
+
+@contextlib.contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """A folder to fill, made at once; when nothing of value gets into it, it goes again.
+
+    Raises:
+        FileExistsError: it exists and holds something, or is no folder.
+        OSError: it cannot be made or written to.
+    """
+    path = Path(path)
+    made = not path.exists()
+    if not made and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(
+            f"output: {path} exists and is never written over; choose another --output, or go on "
+            f"with it: pyrovae train --output {shlex.quote(str(path))} --resume"
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise type(error)(
+            error.errno, f"output: cannot write into {path}: {error.strerror}"
+        ) from error
+    try:
+        yield path
+    except BaseException:
+        if _worthless(path):
+            for file in path.iterdir():
+                file.unlink()
+            if made:
+                path.rmdir()
+        raise
+
+
+def open_run(path: str | Path) -> Run:
+    """The run in a folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: its ``run.json`` is damaged, or another program's.
+    """
+    path = Path(path)
+    file = path / "run.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no run in {path}: it has no run.json")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        found = content.pop("format", None)
+        if found != FORMAT:
+            raise ValueError(f"its format should be {FORMAT}, but is {found}")
+        settings = Settings(**content.pop("settings"))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged, or not a run's record: {error}") from error
+    content.pop("command", None)
+    return Run(path, settings, content)
+
+
+def going_on(run: Run, given: Mapping[str, Any]) -> Run:
+    """The run with what was asked anew on the command line, which may be little.
+
+    Raises:
+        ValueError: a setting that must stay as it is differs.
+    """
+    for name, value in given.items():
+        recorded = getattr(run.settings, name)
+        if name in MAY_DIFFER:
+            continue
+        if name in ("options", "objective_options"):  # the record holds the defaults too
+            recorded = {key: recorded[key] for key in value if key in recorded}
+        if value != recorded:
+            raise ValueError(
+                f"{run.path} was begun with {name.replace('_', '-')} {recorded!r}, not {value!r}: "
+                "a run goes on with its own settings, of which only epochs and device may change"
+            )
+    changed = {name: value for name, value in given.items() if name in MAY_DIFFER}
+    return Run(run.path, Settings(**{**asdict(run.settings), **changed}), run.record)
+
+
+def _worthless(path: Path) -> bool:
+    """Whether a folder holds nothing but the start of a run that never took a step."""
+    if {file.name for file in path.iterdir()} - {"run.json", "checkpoint.safetensors"}:
+        return False
+    checkpoint = path / "checkpoint.safetensors"
+    if not checkpoint.exists():
+        return True
+    position = load_checkpoint(checkpoint)["position"]
+    return position["epoch"] == 1 and position["batch"] == 0
