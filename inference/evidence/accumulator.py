@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from .pareto import pareto_shape, tail_length
+from .pareto import tail_length
 
 
 class WeightSums:
@@ -68,9 +68,9 @@ class WeightSums:
             return torch.full_like(self._log_sum, math.nan)
         return (1 / self.ess() - 1 / self.count).clamp(min=0).sqrt()
 
-    def khat(self) -> Tensor:
-        """Pareto shape of the largest weights, ``(N,)``."""
-        return pareto_shape(self._largest)
+    def largest(self) -> Tensor:
+        """The largest log-weights in descending order, ``(M + 1, N)``: what k̂ is fitted to."""
+        return self._largest
 
     def elbo(self) -> Tensor:
         """Mean log-weight, ``(N,)``."""

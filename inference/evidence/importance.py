@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -23,8 +24,11 @@ from ..programs import Data, Program, num_data
 from ..weights import Weights, log_weights
 from .accumulator import WeightSums
 from .estimate import Estimate, concatenate, versions
+from .pareto import pareto_shape
 from .scope import check_finite, check_plan, check_support, device_of, move, scoring_scope
 from .tiles import Tiles, plan_tiles
+
+_BLOCK = 64  # data whose support is checked, and whose tails are fitted, in one go
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,7 @@ def _score(
     seed: int,
     seeds: torch.Generator,
 ) -> Estimate:
-    start = time.perf_counter()
+    began = time.perf_counter()
     size = num_data(args[0])
     check_finite(args)
     with scoring_scope(model, guide) as manual_seed:
@@ -171,18 +175,24 @@ def _score(
         few = take(args, slice(0, 1)) if plan.sliceable else args
         frozen = None if guide is None else freeze_guide(guide, few, plan)
         tiles = plan_tiles(model, frozen, few, plan, settings.num_samples, size, settings.memory)
-        parts = []
+        sums: list[WeightSums] = []
+        khat: list[Tensor] = []
+        block = max(tiles.data, _BLOCK)
         with tqdm(total=size, unit="datum", disable=not settings.progress) as bar:
-            for rows in tiles.data_slices(size):
-                manual_seed(int(torch.randint(2**62, (), generator=seeds)))
-                part = take(args, rows)
-                parts.append(_score_rows(settings.num_samples, model, guide, part, plan, tiles))
-                bar.update(rows.stop - rows.start)
+            for start in range(0, size, block):
+                stop = min(start + block, size)
+                check_support(model, guide, take(args, slice(start, stop)), plan)
+                for rows in tiles.data_slices(start, stop):
+                    manual_seed(int(torch.randint(2**62, (), generator=seeds)))
+                    part = take(args, rows)
+                    sums.append(_score_rows(settings.num_samples, model, guide, part, plan, tiles))
+                    bar.update(rows.stop - rows.start)
+                tails = [one.largest() for one in sums[len(khat) :]]
+                khat += pareto_shape(torch.cat(tails, 1)).split([t.shape[1] for t in tails])
+    fields = ("log_evidence", "stderr", "ess", "elbo", "elbo_stderr")
     return Estimate(
-        **{
-            name: torch.cat([getattr(part, name)().cpu() for part in parts])
-            for name in ("log_evidence", "stderr", "ess", "khat", "elbo", "elbo_stderr")
-        },
+        **{name: torch.cat([getattr(one, name)() for one in sums]).cpu() for name in fields},
+        khat=torch.cat(khat).cpu(),
         direction="lower",
         num_samples=settings.num_samples,
         provenance={
@@ -194,7 +204,7 @@ def _score(
             "tile": asdict(tiles),
             "device": str(plan.layout.device or "cpu"),
             "versions": versions(),
-            "seconds": time.perf_counter() - start,
+            "seconds": time.perf_counter() - began,
         },
     )
 
@@ -208,7 +218,6 @@ def _score_rows(
     tiles: Tiles,
 ) -> WeightSums:
     """Stream K samples for one tile of data."""
-    check_support(model, guide, args, plan)
     if guide is not None:
         guide = freeze_guide(guide, args, plan)
     sums = WeightSums(num_samples)

@@ -21,7 +21,7 @@ from ..particles import ParticlePlan, draw
 from ..programs import Program, num_data
 
 # a tile on a CPU is fastest while it fits into the cache; on a GPU when it fills the device
-CPU_MEMORY = 16 * 2**20
+CPU_MEMORY = 32 * 2**20
 CUDA_MEMORY = 2**30
 _OVERHEAD_SHARE = 4
 
@@ -33,9 +33,14 @@ class Tiles:
     data: int
     particles: int
 
-    def data_slices(self, size: int) -> Iterator[slice]:
-        """Slices that cover ``size`` data."""
-        return (slice(i, min(i + self.data, size)) for i in range(0, size, self.data))
+    def data_slices(self, start: int, stop: int) -> Iterator[slice]:
+        """Slices that cover the data from ``start`` to ``stop``.
+
+        Example:
+            >>> list(Tiles(data=2, particles=100).data_slices(4, 7))
+            [slice(4, 6, None), slice(6, 7, None)]
+        """
+        return (slice(i, min(i + self.data, stop)) for i in range(start, stop, self.data))
 
     def particle_counts(self, num_samples: int) -> Iterator[int]:
         """Counts that add up to exactly ``num_samples``.
