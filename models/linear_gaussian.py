@@ -14,6 +14,7 @@ component analysis*, 1999).
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import pyro
 import pyro.distributions as dist
@@ -65,7 +66,7 @@ class LinearGaussianVAE(nn.Module):
 
     @property
     def decoder(self) -> nn.Linear:
-        return self.vae.likelihood.net
+        return cast(nn.Linear, self.vae.likelihood.get_submodule("net"))
 
     def model(self, x: Tensor) -> Tensor:
         """The generative program; sites ``z`` and ``x``."""

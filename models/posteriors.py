@@ -110,12 +110,12 @@ class PerDatum(nn.Module):
         self.log_scale = nn.Parameter(torch.zeros(num_data, latent_dim))
 
     def forward(self, x: Tensor, *context: Tensor) -> TorchDistributionMixin:
-        loc, log_scale = self.loc, self.log_scale
+        rows: slice | Tensor = slice(None)
         if context:
-            loc, log_scale = loc[context[-1]], log_scale[context[-1]]
+            rows = context[-1]
         elif len(x) != self.num_data:
             raise ValueError(
                 f"x must hold all {self.num_data} data or come with their index as the last "
                 f"context, but holds {len(x)}"
             )
-        return NormalVector(dist.Normal(loc, log_scale.exp()), 1)
+        return NormalVector(dist.Normal(self.loc[rows], self.log_scale[rows].exp()), 1)

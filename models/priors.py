@@ -96,7 +96,7 @@ class VampPrior(nn.Module):
         self.pseudo_inputs = nn.Parameter(pseudo_inputs.detach().clone())
 
     def forward(self) -> TorchDistributionMixin:
-        inputs = self.pseudo_inputs
+        inputs: Tensor = self.pseudo_inputs
         if self.bounds is not None:
             inputs = inputs.clamp(*self.bounds)
         components = self.posterior(inputs)

@@ -118,7 +118,7 @@ def load(
                     f"{path}: '{name}' should have shape {tuple(place.shape)}, "
                     f"but has {tuple(tensors[name].shape)}"
                 )
-            place.data = tensors[name]
+            place.data = tensors[name].clone()  # off the file, and aligned as torch allocates
     return module.train(description["training"])
 
 
@@ -152,8 +152,9 @@ def _describe(value: Any, seen: dict[int, int], where: str) -> Any:
     if isinstance(value, nn.Sequential | nn.ModuleList):
         children = [_describe(child, seen, f"{where}.{i}") for i, child in enumerate(value)]
         return {"module": _key(cls), "index": index, "children": children}
-    for name in inspect.signature(cls).parameters:
-        if name in _NOT_DESCRIBED:
+    for name, parameter in inspect.signature(cls).parameters.items():
+        variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if name in _NOT_DESCRIBED or variadic:
             continue
         if not hasattr(value, name):
             raise TypeError(

@@ -19,8 +19,9 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyro
@@ -40,45 +41,55 @@ DATA_DIM, LATENT_DIM, NUM_SAMPLES, NUM_DATA = 784, 50, 5000, 20
 OURS, PYRO, FLOOR = "pyrovae ImportanceSampling", "Pyro vectorized_importance_weights", "floor"
 
 
-def build() -> tuple[VAE, Tensor]:
-    """The model and a few binary images."""
+@dataclass(frozen=True)
+class Setup:
+    """The model, its networks, and a few binary images."""
+
+    vae: VAE
+    encoder: MLP
+    decoder: MLP
+    x: Tensor
+
+
+Contender = Callable[[Setup], float]
+
+
+def build() -> Setup:
+    """The same setup for every contender."""
     torch.manual_seed(0)
-    vae = VAE(
-        StandardNormal(LATENT_DIM),
-        DiagonalNormal(MLP(DATA_DIM, 2 * LATENT_DIM)),
-        Bernoulli(MLP(LATENT_DIM, DATA_DIM)),
-    )
+    encoder, decoder = MLP(DATA_DIM, 2 * LATENT_DIM), MLP(LATENT_DIM, DATA_DIM)
+    vae = VAE(StandardNormal(LATENT_DIM), DiagonalNormal(encoder), Bernoulli(decoder))
     with torch.no_grad():
         # weak nets make the prior nearly the posterior: estimates agree closely, at equal cost
-        for net in (vae.posterior.net, vae.likelihood.net):
-            net.layers[-1].weight.mul_(0.05)
-    return vae, torch.bernoulli(torch.full((NUM_DATA, DATA_DIM), 0.3))
+        for net in (encoder, decoder):
+            cast(nn.Linear, net.layers[-1]).weight.mul_(0.05)
+    return Setup(vae, encoder, decoder, torch.bernoulli(torch.full((NUM_DATA, DATA_DIM), 0.3)))
 
 
-def ours(vae: VAE, x: Tensor) -> float:
+def ours(setup: Setup) -> float:
     """Mean log p(x) by this project."""
-    estimate = ImportanceSampling(num_samples=NUM_SAMPLES)(vae.model, vae.guide, x)
-    return float(estimate.log_evidence.mean())
+    score = ImportanceSampling(num_samples=NUM_SAMPLES)
+    return float(score(setup.vae.model, setup.vae.guide, setup.x).log_evidence.mean())
 
 
-def pyros(vae: VAE, x: Tensor) -> float:
+def pyros(setup: Setup) -> float:
     """The same by Pyro, one datum at a time: its weights are of the whole batch."""
     total = 0.0
     with torch.no_grad(), pyro.validation_enabled(False):
-        for row in x.split(1):
+        for row in setup.x.split(1):
             log_weight, _, _ = vectorized_importance_weights(
-                vae.model,
-                vae.guide,
+                setup.vae.model,
+                setup.vae.guide,
                 row,
                 num_samples=NUM_SAMPLES,
                 max_plate_nesting=1,
                 normalized=False,
             )
             total += float(log_weight.logsumexp(0)) - float(np.log(NUM_SAMPLES))
-    return total / len(x)
+    return total / len(setup.x)
 
 
-def make_pythaes(vae: VAE, batch_size: int) -> Callable[[VAE, Tensor], float]:
+def make_pythaes(setup: Setup, batch_size: int) -> Contender:
     """Pythae's VAE around the same networks."""
     try:
         from pythae.models import VAE as PythaeVAE
@@ -106,22 +117,22 @@ def make_pythaes(vae: VAE, batch_size: int) -> Callable[[VAE, Tensor], float]:
             return ModelOutput(reconstruction=self.net(z).sigmoid())
 
     config = VAEConfig(input_dim=(DATA_DIM,), latent_dim=LATENT_DIM, reconstruction_loss="bce")
-    peer = PythaeVAE(config, Encoder(vae.posterior.net), Decoder(vae.likelihood.net)).eval()
+    peer = PythaeVAE(config, Encoder(setup.encoder), Decoder(setup.decoder)).eval()
 
-    def score(_: VAE, x: Tensor) -> float:
+    def score(setup: Setup) -> float:
         with torch.no_grad():
-            return float(peer.get_nll(x, n_samples=NUM_SAMPLES, batch_size=batch_size))
+            return float(peer.get_nll(setup.x, n_samples=NUM_SAMPLES, batch_size=batch_size))
 
     return score
 
 
-def floor(vae: VAE, x: Tensor) -> float:
+def floor(setup: Setup) -> float:
     """The decoder's matrix products alone, in chunks of a thousand rows."""
-    weights = [m.weight for m in vae.likelihood.net.modules() if isinstance(m, nn.Linear)]
+    weights = [m.weight for m in setup.decoder.modules() if isinstance(m, nn.Linear)]
     chunk = 1000
     inputs = [torch.randn(chunk, weight.shape[1]) for weight in weights]
     with torch.no_grad():
-        for _ in range(len(x) * NUM_SAMPLES // chunk):
+        for _ in range(len(setup.x) * NUM_SAMPLES // chunk):
             for value, weight in zip(inputs, weights, strict=True):
                 value @ weight.T
     return float("nan")
@@ -129,15 +140,15 @@ def floor(vae: VAE, x: Tensor) -> float:
 
 def measure(rounds: int) -> dict[str, list[float]]:
     """Microseconds per (sample, datum) by contender, one entry per round."""
-    vae, x = build()
-    contenders: dict[str, Callable[[VAE, Tensor], float]] = {
+    setup = build()
+    contenders: dict[str, Contender] = {
         OURS: ours,
-        "Pythae get_nll, batch 100": make_pythaes(vae, 100),
-        "Pythae get_nll, batch 1000": make_pythaes(vae, 1000),
+        "Pythae get_nll, batch 100": make_pythaes(setup, 100),
+        "Pythae get_nll, batch 1000": make_pythaes(setup, 1000),
         PYRO: pyros,
         FLOOR: floor,
     }
-    answers = {name: run(vae, x) for name, run in contenders.items()}  # warms up, too
+    answers = {name: run(setup) for name, run in contenders.items()}  # warms up, too
     finite = [value for value in answers.values() if np.isfinite(value)]
     if max(finite) - min(finite) > 0.05:
         raise RuntimeError(f"the contenders disagree about log p(x): {answers}")
@@ -145,9 +156,9 @@ def measure(rounds: int) -> dict[str, list[float]]:
     for _ in range(rounds):
         for name, run in contenders.items():
             start = time.perf_counter()
-            run(vae, x)
+            run(setup)
             elapsed = time.perf_counter() - start
-            times[name].append(1e6 * elapsed / (len(x) * NUM_SAMPLES))
+            times[name].append(1e6 * elapsed / (NUM_DATA * NUM_SAMPLES))
     return times
 
 
