@@ -1,49 +1,23 @@
-r"""Three ways to draw K particles from a program, and the choice among them.
+"""The choice among the ways to draw particles: the cheapest that agrees with a loop.
 
-* **plate**: an outer plate of size K. One run, cheapest; every net must accept a leading dimension.
-* **tile**: x repeated K times along its batch. One run, for nets that take exactly one batch
-  dimension (convolutions, say); the data plate must take its size from x.
-* **loop**: K runs. Always right.
-
-:func:`plan_particles` tries them in this order. A way is trusted only when the log-densities it
-gives to three particles equal those of a loop over the same particles.
+:func:`plan_particles` tries the plate, then tiling, then falls back to the loop. A way is trusted
+only when the log-densities it gives to three particles equal those of a loop over them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 
-from .factors import per_datum, site_log_prob, sum_out
-from .programs import (
-    Layout,
-    Program,
-    ProgramError,
-    drawn_values,
-    inspect_programs,
-    num_data,
-    run_program,
-    sample_sites,
-)
+from .layout import Layout, inspect_programs
+from .programs import Program, ProgramError, map_tensors, num_data
+from .ways import WAYS, Evaluation, evaluate
 
-WAYS = ("plate", "tile", "loop")
 _TRIAL_PARTICLES = 3
 _TRIAL_DATA = 4
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Log-probabilities by site, ``(K, N)`` each, and the latents' values as the run left them."""
-
-    model_sites: dict[str, Tensor]
-    guide_sites: dict[str, Tensor]
-    values: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -70,184 +44,7 @@ class ParticlePlan:
 def take(args: tuple, index: slice | Tensor) -> tuple:
     """Select data from ``(x, *context)``: every tensor that has one entry per datum is indexed."""
     size = num_data(args[0])
-
-    def pick(arg: Any) -> Any:
-        if isinstance(arg, tuple):
-            return tuple(pick(part) for part in arg)
-        return arg[index] if isinstance(arg, Tensor) and arg.dim() and len(arg) == size else arg
-
-    return tuple(pick(arg) for arg in args)
-
-
-# --- the three ways ------------------------------------------------------------------------------
-
-
-def evaluate(
-    way: str,
-    model: Program | None,
-    guide: Program | None,
-    args: tuple,
-    layout: Layout,
-    num_particles: int,
-    values: Mapping[str, Tensor] | None = None,
-    *,
-    prior: bool = False,
-) -> Evaluation:
-    """Run guide and model for K particles in the way named.
-
-    With ``values`` (one leading dimension K, then the plates, then the event) the latents are
-    given, not drawn. With ``prior`` the proposal is the model's own prior, and its
-    log-probabilities stand in the guide's place.
-    """
-    size = num_data(args[0])
-    shape = (num_particles, size)
-    if way == "plate":
-        given = values and {name: _spread(value, name, layout) for name, value in values.items()}
-        return _run(model, guide, args, layout, shape, num_particles, given, prior)
-    if way == "tile":
-        given = values and {name: _merge(value, name, layout) for name, value in values.items()}
-        rows = num_particles * size
-        flat = _run(model, guide, _tile(args, num_particles), layout, (1, rows), None, given, prior)
-        return Evaluation(
-            {name: term.reshape(shape) for name, term in flat.model_sites.items()},
-            {name: term.reshape(shape) for name, term in flat.guide_sites.items()},
-            {name: _split(value, name, layout, shape) for name, value in flat.values.items()},
-        )
-    runs = [
-        _run(
-            model,
-            guide,
-            args,
-            layout,
-            (1, size),
-            None,
-            values and {name: value[k] for name, value in values.items()},
-            prior,
-        )
-        for k in range(num_particles)
-    ]
-    return Evaluation(
-        {name: torch.cat([run.model_sites[name] for run in runs]) for name in runs[0].model_sites},
-        {name: torch.cat([run.guide_sites[name] for run in runs]) for name in runs[0].guide_sites},
-        {name: torch.stack([run.values[name] for run in runs]) for name in runs[0].values},
-    )
-
-
-def _run(
-    model: Program | None,
-    guide: Program | None,
-    args: tuple,
-    layout: Layout,
-    shape: tuple[int, int],
-    particles: int | None,
-    given: Mapping[str, Tensor] | None,
-    prior: bool,
-) -> Evaluation:
-    """One pass through the pair; ``particles`` is the size of the outer plate, or None."""
-    rank = layout.nesting + 1
-    first = -rank - 1 if particles is not None else -rank
-    enumerate_from = first if layout.enumerated else None
-    settings: dict[str, Any] = {"particles": particles, "particle_dim": -rank}
-    guide_trace = model_trace = None
-    values: dict[str, Tensor] = dict(given or {})
-    infer: dict[str, dict] = {}
-    if guide is not None:
-        guide_trace = run_program(
-            guide, args, values=given, enumerate_from=enumerate_from, **settings
-        )
-        values = drawn_values(guide_trace)
-        infer = {name: guide_trace.nodes[name]["infer"] for name in values}
-    if model is not None:
-        model_trace = run_program(
-            model,
-            args,
-            values=values,
-            infer=infer,
-            enumerate_from=enumerate_from if guide is None else None,
-            continue_enumeration=guide is not None and enumerate_from is not None,
-            **settings,
-        )
-        if guide is None:
-            values = drawn_values(model_trace)
-    model_terms = {} if model_trace is None else _log_probs(model_trace, layout)
-    guide_terms = {} if guide_trace is None else _log_probs(guide_trace, layout)
-    guide_terms = {name: t for name, t in guide_terms.items() if name not in layout.enumerated}
-    if prior and model_trace is not None:
-        guide_trace = model_trace
-        guide_terms = {name: model_terms[name] for name in layout.latents}
-    if layout.enumerated and model_trace is not None:
-        guide_part = None if guide_trace is None else (guide_trace, guide_terms)
-        model_terms, guide_terms = sum_out((model_trace, model_terms), guide_part)
-    model_sites, guide_sites = (
-        {name: per_datum(term, layout.data_dim, rank, shape) for name, term in terms.items()}
-        for terms in (model_terms, guide_terms)
-    )
-    return Evaluation(
-        model_sites,
-        guide_sites,
-        {name: _trim(values[name], name, layout, particles) for name in layout.latents},
-    )
-
-
-def _log_probs(trace: poutine.Trace, layout: Layout) -> dict[str, Tensor]:
-    # an enumerated site keeps its normalisation where it is masked: there it must sum to one
-    return {
-        name: site_log_prob(site, masked=name not in layout.enumerated)
-        for name, site in sample_sites(trace).items()
-    }
-
-
-# --- moving the particles about ------------------------------------------------------------------
-
-
-def _trim(value: Tensor, name: str, layout: Layout, particles: int | None) -> Tensor:
-    """Drop the dimensions of size 1 between the particles and the plates of the site."""
-    latent = layout.latents[name]
-    own = latent.batch_dims + latent.event_dims
-    if particles is None:
-        return value
-    spare = value.dim() - latent.event_dims - layout.nesting - 1
-    if spare > 0:  # drawn given an enumerated latent, whose dimension stands left of all plates
-        return value.movedim(spare, 0)
-    return value.reshape(particles, *value.shape[value.dim() - own :])
-
-
-def _spread(value: Tensor, name: str, layout: Layout) -> Tensor:
-    """The inverse of trimming: particles left of all plates."""
-    pad = layout.nesting - layout.latents[name].batch_dims
-    return value.reshape(value.shape[0], *(1,) * pad, *value.shape[1:])
-
-
-def _data_axis(value: Tensor, name: str, layout: Layout) -> int:
-    return value.dim() - layout.latents[name].event_dims + layout.data_dim
-
-
-def _merge(value: Tensor, name: str, layout: Layout) -> Tensor:
-    """``(K, ..., N, ...)`` to ``(..., K * N, ...)``."""
-    axis = _data_axis(value, name, layout)
-    return value.movedim(0, axis - 1).flatten(axis - 1, axis)
-
-
-def _split(value: Tensor, name: str, layout: Layout, shape: tuple[int, int]) -> Tensor:
-    """``(..., K * N, ...)`` to ``(K, ..., N, ...)``."""
-    axis = _data_axis(value, name, layout)
-    return value.unflatten(axis, shape).movedim(axis, 0)
-
-
-def _tile(args: tuple, times: int) -> tuple:
-    size = num_data(args[0])
-
-    def repeat(arg: Any) -> Any:
-        if isinstance(arg, tuple):
-            return tuple(repeat(part) for part in arg)
-        if isinstance(arg, Tensor) and arg.dim() and len(arg) == size:
-            return arg.repeat(times, *(1,) * (arg.dim() - 1))
-        return arg
-
-    return tuple(repeat(arg) for arg in args)
-
-
-# --- the choice ----------------------------------------------------------------------------------
+    return map_tensors(lambda t: t[index] if t.dim() and len(t) == size else t, args)
 
 
 def plan_particles(

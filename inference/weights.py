@@ -20,8 +20,9 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from .particles import ParticlePlan, draw, evaluate, plan_particles
-from .programs import Data, Layout, Program, ProgramError, num_data, run_program, sample_sites
+from .particles import ParticlePlan, draw, plan_particles
+from .programs import Data, Program, ProgramError, num_data, run_program, sample_sites
+from .ways import evaluate
 
 
 @dataclass(frozen=True)
@@ -210,14 +211,3 @@ def _total(sites: Mapping[str, Tensor], shape: tuple[int, int], x: Data) -> Tens
 def _check_count(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, but is {value!r}")
-
-
-__all__ = [
-    "Layout",
-    "ParticlePlan",
-    "Simulation",
-    "Weights",
-    "log_joint",
-    "log_weights",
-    "simulate",
-]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import pyro
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from ..modules import Modules
 from ..particles import ParticlePlan, draw
-from ..programs import Program, ProgramError
+from ..programs import Program, ProgramError, map_tensors
 
 
 @contextmanager
@@ -89,12 +88,7 @@ def device_of(model: Program, guide: Program | None) -> torch.device | None:
 def move(args: tuple, device: torch.device | None) -> tuple:
     """Bring data and context to the device of the parameters."""
 
-    def to(arg: Any) -> Any:
-        if isinstance(arg, tuple):
-            return tuple(to(part) for part in arg)
-        return arg.to(device) if isinstance(arg, Tensor) and device is not None else arg
-
-    return tuple(to(arg) for arg in args)
+    return args if device is None else map_tensors(lambda value: value.to(device), args)
 
 
 def check_finite(args: tuple) -> None:

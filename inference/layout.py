@@ -1,0 +1,170 @@
+r"""What stands in a program pair: plates, latents, observations, enumeration.
+
+A pair has a per-datum marginal likelihood when every sample site stands in the plate of the data,
+
+.. math:: p(x_{1:N}, z_{1:N}) = \prod_{n=1}^{N} p(x_n, z_n),
+
+and :func:`inspect_programs` finds out by running the pair once. What has no such form is refused
+by a :class:`~pyrovae.inference.programs.ProgramError` that names the site and the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from .programs import (
+    Program,
+    ProgramError,
+    drawn_values,
+    is_enumerated,
+    num_data,
+    run_program,
+    sample_sites,
+)
+from .refusals import (
+    find_data_dim,
+    refuse_guide_sites,
+    refuse_shape,
+    refuse_unmatched_latents,
+)
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Where the dimensions of a latent stand: ``(batch_dims of plates, event_dims)``."""
+
+    batch_dims: int
+    event_dims: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What one run of a program pair showed.
+
+    Attributes:
+        data_dim: the (negative) batch dimension of the data plate.
+        nesting: how many batch dimensions the plates take.
+        latents: the sampled latents, in the guide's order.
+        auxiliary: those among them that are an autoguide's base draws, not the model's latents.
+        enumerated: latents summed out exactly, in the model or in the guide.
+        observed: observed sites of the model, factors included.
+        active: layers in training mode that make weights depend on chance or on the other data.
+        device: where the parameters live; None when there are none.
+    """
+
+    data_dim: int
+    nesting: int
+    latents: Mapping[str, Latent]
+    enumerated: frozenset[str]
+    observed: tuple[str, ...]
+    auxiliary: frozenset[str] = frozenset()
+    active: tuple[str, ...] = ()
+    device: torch.device | None = None
+
+
+def inspect_programs(model: Program, guide: Program | None, args: tuple) -> Layout:
+    """Run the pair once on ``args = (x, *context)`` and say what stands in it.
+
+    With ``guide=None`` the latents are the model's own: the prior is the proposal.
+
+    Raises:
+        ProgramError: the pair has no per-datum marginal likelihood; names the site.
+    """
+    called: dict[int, nn.Module] = {}
+
+    def note(module: nn.Module, _: object) -> None:
+        called[id(module)] = module
+
+    hook = nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        with torch.no_grad():
+            guide_trace = None if guide is None else _first_run("guide", guide, args, {}, called)
+            drawn = {} if guide_trace is None else drawn_values(guide_trace)
+            model_trace = _first_run("model", model, args, drawn, called)
+    finally:
+        hook.remove()
+    model_sites = sample_sites(model_trace)
+    guide_sites = {} if guide_trace is None else sample_sites(guide_trace)
+    refuse_guide_sites(guide_sites, model_sites)
+    refuse_unmatched_latents(model_sites, guide_sites, prior_proposal=guide is None)
+    data_dim = find_data_dim(model_sites, guide_sites, num_data(args[0]))
+    nesting = max(
+        -frame.dim
+        for site in (*model_sites.values(), *guide_sites.values())
+        for frame in site["cond_indep_stack"]
+        if frame.vectorized
+    )
+    for name, site in (*model_sites.items(), *guide_sites.items()):
+        refuse_shape(name, site, data_dim, num_data(args[0]))
+    enumerated = frozenset(
+        name
+        for sites in (guide_sites, model_sites)
+        for name, site in sites.items()
+        if is_enumerated(site) and (sites is guide_sites or name not in guide_sites)
+    )
+    proposal_sites = model_sites if guide is None else guide_sites
+    parameters = [
+        *(value for module in called.values() for value in module.parameters(recurse=False)),
+        *(
+            site["value"]
+            for trace in (model_trace, guide_trace)
+            if trace is not None
+            for site in trace.nodes.values()
+            if site["type"] == "param"
+        ),
+    ]
+    return Layout(
+        data_dim=data_dim,
+        nesting=nesting,
+        latents={
+            name: Latent(_batch_dims(site), site["fn"].event_dim)
+            for name, site in proposal_sites.items()
+            if not site["is_observed"] and name not in enumerated
+        },
+        enumerated=enumerated,
+        observed=tuple(name for name, site in model_sites.items() if site["is_observed"]),
+        auxiliary=frozenset(guide_sites) - frozenset(model_sites),
+        active=tuple(type(module).__name__ for module in called.values() if _is_active(module)),
+        device=parameters[0].device if parameters else None,
+    )
+
+
+def _first_run(
+    role: str, program: Program, args: tuple, drawn: Mapping[str, Tensor], called: Mapping
+) -> poutine.Trace:
+    """The first run of a program: whatever it raises is told with the shapes it was given."""
+    try:
+        return run_program(program, args, values=drawn)
+    except ProgramError:
+        raise
+    except Exception as error:
+        given = ", ".join(
+            f"{tuple(part.shape)} {str(part.dtype).removeprefix('torch.')}"
+            for arg in args
+            for part in (arg if isinstance(arg, tuple) else (arg,))
+            if isinstance(part, Tensor)
+        )
+        dtypes = {
+            str(value.dtype).removeprefix("torch.")
+            for module in called.values()
+            for value in module.parameters(recurse=False)
+        }
+        having = f" (its parameters are {', '.join(sorted(dtypes))})" if dtypes else ""
+        raise ProgramError(f"the {role} fails on data of {given}{having}: {error}") from error
+
+
+def _batch_dims(site: dict) -> int:
+    """Batch dimensions that the plates of a site take, counted from the right."""
+    return max(-frame.dim for frame in site["cond_indep_stack"] if frame.vectorized)
+
+
+def _is_active(module: nn.Module) -> bool:
+    """Whether a layer, as it is set now, mixes data or draws numbers of its own."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return module.training or module.running_mean is None
+    return isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0
