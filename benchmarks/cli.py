@@ -12,6 +12,7 @@ import os
 import shlex
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, ParamSpec
@@ -52,7 +53,10 @@ def told(function: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(function)
     def telling(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            function(*args, **kwargs)
+            with warnings.catch_warnings():
+                # Pyro's warning of a loss that is not finite: the error that follows says more
+                warnings.filterwarnings("ignore", "Encountered ", UserWarning)
+                function(*args, **kwargs)
             sys.stdout.flush()
         except Stopped as error:
             _fail(str(error), 130)
@@ -88,7 +92,8 @@ def _message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         text = error.strerror
         return f"{error.filename}: {text}" if error.filename is not None else text
-    return str(error)
+    # Pyro adds the shapes of the trace, lines of them
+    return str(error).partition("\nTrace Shapes:")[0].rstrip()
 
 
 def _version(wanted: bool) -> None:
@@ -108,7 +113,7 @@ def _options(
 
 def _option(text: str, default: object = None) -> Any:
     """An option that knows whether it was given: None stands for the default that help shows."""
-    return typer.Option(help=text, show_default=False if default is None else str(default))
+    return typer.Option(help=text if default is None else f"{text} [default: {default}]")
 
 
 def _pairs(flag: str, of: str) -> Any:
@@ -127,7 +132,7 @@ DataFolder = Annotated[
 def _demo(
     output: Annotated[
         Path | None,
-        typer.Option(help="Folder to make.", show_default="first free of runs/demo, runs/demo-2"),
+        typer.Option(help="Folder to make. [default: first free of runs/demo, runs/demo-2, ...]"),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Makes the numbers reproducible.")] = 0,
     device: Device = "auto",
@@ -164,11 +169,13 @@ def _train(
     device: Annotated[str | None, _option("auto, cpu or cuda.", DEFAULTS.device)] = None,
     binarise: Annotated[
         bool | None,
-        typer.Option("--binarise/--no-binarise", help="Built-in images as bits, or grey."),
+        typer.Option(
+            "--binarise/--no-binarise", help="Built-in images as bits, or grey. [default: binarise]"
+        ),
     ] = None,
     data_folder: DataFolder = None,
     output: Annotated[
-        Path | None, typer.Option(help="Run folder.", show_default="runs/DATA-MODEL")
+        Path | None, typer.Option(help="Run folder. [default: runs/DATA-MODEL]")
     ] = None,
     resume_: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --output, with its settings.")
@@ -241,7 +248,7 @@ def _evidence(
     data_folder: DataFolder = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="The file of the result.", show_default="RUN/evidence-SETTINGS.nc"),
+        typer.Option(help="The result's file. [default: RUN/evidence-SETTINGS.nc]"),
     ] = None,
 ) -> None:
     """Estimate log p(x) of held-out data under the model of a run, with its errors."""

@@ -31,7 +31,7 @@ from .training import Trained, train
 LATENT_DIM = 16
 HIDDEN = [100, 100]
 NUM_SAMPLES = 5000
-EPOCHS = 250
+EPOCHS = 300
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "standard normal": ("vae", {}),
     "VampPrior": ("vamp-vae", {"num_pseudo_inputs": 100}),
@@ -149,7 +149,7 @@ def _train_and_score(
     assert isinstance(vae, VAE)
     result = trained.run.result
     assert result is not None
-    how = "stopped early" if result["stopped_early"] else "all there were to be"
+    how = "stopped early" if result["stopped_early"] else "the most it was given"
     say(
         f"  {result['epochs']} epochs, {how}; kept those of epoch {result['parameters_of_epoch']}, "
         f"validation ELBO {result['validation_elbo']:.2f} nats per image"
@@ -229,7 +229,7 @@ def _pictures(scored: list[Scored], folder: Path, seed: int) -> dict[Path, str]:
         drawn[one.name] = one.vae.likelihood(codes).mean.cpu()
     files = {
         folder
-        / "reconstructions.png": "one test image of every digit, and what is left of it after the code",
+        / "reconstructions.png": "a test image of every digit, and what the code keeps of it",
         folder / "samples.png": "draws of both models",
         folder / "latent-space.png": "where the digits lie in the codes",
         folder / "learning-curve.png": "training and validation bound over epochs",

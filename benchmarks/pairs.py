@@ -72,7 +72,7 @@ def as_pair(value: Any, name: str = "factory") -> Pair:
         model, guide = getattr(value, "model", None), getattr(value, "guide", None)
         if callable(model) and callable(guide):
             return Pair(model, guide, value if isinstance(value, nn.Module) else None)
-        found = f"a {type(value).__name__}"
+        found = type(value).__name__
     raise FactoryError(
         f"'{name}' should return an object with model and guide, or a tuple of the two programs; "
         f"found {found}."
@@ -91,8 +91,11 @@ def build(name: str, options: dict[str, Any], x_train: Tensor, seed: int) -> Pai
     """Call a model factory, from an empty parameter store and a seed for every generator.
 
     Raises:
+        ValueError: a seed that not every generator takes.
         FactoryError: an unknown name or option, a factory that raised or returned something else.
     """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed should be from 0 to 2**32 - 1; found {seed}")
     factory = look_up("model", name, MODELS)
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
@@ -112,10 +115,11 @@ def find_device(wanted: str) -> torch.device | None:
         return torch.device("cuda") if torch.cuda.is_available() else None
     try:
         device = torch.device(wanted)
+    except RuntimeError as error:
+        raise ValueError(f"device should be auto, cpu or cuda; found '{wanted}'") from error
+    try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"device should be auto, cpu or cuda; '{wanted}' fails: {reason}"
-        ) from None
+        raise ValueError(f"device '{wanted}' is not to be had here: {reason}") from error
     return device

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ..inference import History
@@ -38,9 +39,8 @@ def learning_curve(histories: Mapping[str, History], path: Path) -> None:
     for colour, (name, history) in zip(_cycle(len(histories)), histories.items(), strict=True):
         validation = history.validation_elbo
         training = np.where(history.beta < 1, np.nan, -history.loss)
-        marker = "o" if len(history) == 1 else ""
-        axes.plot(history.epoch, training, marker, ls="-", color=colour, lw=1, alpha=0.55)
-        axes.plot(history.epoch, validation, marker, ls="-", color=colour, lw=2, label=name)
+        axes.plot(history.epoch, training, color=colour, lw=1, alpha=0.55)
+        axes.plot(history.epoch, validation, color=colour, lw=2, label=name)
         if (best := history.best_epoch) is not None:
             axes.plot(best, validation[best - 1], "o", color=colour, ms=8, mec="white", mew=1.5)
         if len(rising := np.flatnonzero(history.beta < 1)):
@@ -56,6 +56,7 @@ def learning_curve(histories: Mapping[str, History], path: Path) -> None:
         low, high = np.quantile(values, 0.01), values.max()
         margin = 0.08 * (high - low) or 1.0
         axes.set_ylim(low - margin, high + margin)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
     axes.set_ylabel("bound, nats per datum (higher is better)")
     axes.set_title("Learning curve (thick: validation, thin: training, dot: best epoch)")

@@ -146,18 +146,11 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     made = not path.exists()
     if not made and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(
-            f"output: {path} exists and is never written over; choose another --output, or go on "
-            f"with it: pyrovae train --output {shlex.quote(str(path))} --resume"
-        )
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise type(error)(
-            error.errno, f"output: cannot write into {path}: {error.strerror}"
-        ) from error
+        instead = "choose another --output"
+        if (path / "run.json").exists():
+            instead += f", or go on: pyrovae train --output {shlex.quote(str(path))} --resume"
+        raise FileExistsError(f"output: {path} exists and is never written over; {instead}")
+    check_writable(path, make=True)
     try:
         yield path
     except BaseException:
@@ -167,6 +160,22 @@ def new_folder(path: str | Path) -> Iterator[Path]:
             if made:
                 path.rmdir()
         raise
+
+
+def check_writable(folder: Path, make: bool = False) -> None:
+    """Find out, before any work, whether files can be written into a folder.
+
+    Raises:
+        OSError: they cannot, or the folder is not there and cannot be made.
+    """
+    try:
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        what = f"output: cannot write into {folder}: {error.strerror}"
+        raise type(error)(error.errno, what) from error
 
 
 def open_run(path: str | Path) -> Run:

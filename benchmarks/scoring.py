@@ -23,13 +23,13 @@ import torch
 
 from ..inference import Estimate, ImportanceSampling, PriorMonteCarlo
 from ..inference.evidence.estimate import khat_threshold
-from ..inference.training.checkpoint import check_folder, write_atomically
+from ..inference.training.checkpoint import write_atomically
 from ..models import load
 from .datasets import Dataset
 from .factories import FactoryError
 from .options import accepts, call, look_up
 from .pairs import Pair, as_pair, find_device
-from .runs import Run
+from .runs import Run, check_writable
 from .tables import table
 from .training import check_data, load_data, restore
 
@@ -90,7 +90,7 @@ def evidence(run: Run, question: Question, output: Path | None = None) -> Answer
         raise FileExistsError(
             f"output: {file} exists and is never written over; choose another --output"
         )
-    check_folder(file)
+    check_writable(file.parent)
     device = find_device(question.device)
     estimator = _estimator(question)
     dataset = _dataset(run, question)
@@ -102,7 +102,7 @@ def evidence(run: Run, question: Question, output: Path | None = None) -> Answer
     if not isinstance(estimate, Estimate):
         raise FactoryError(
             f"the estimator of '{question.estimator}' should return an Estimate, "
-            f"found a {type(estimate).__name__}."
+            f"found {type(estimate).__name__}."
         )
     found = estimate.to_dataset().assign_coords(datum=rows.numpy())
     found.attrs |= _provenance(run, question, dataset)
@@ -179,7 +179,7 @@ def _estimator(question: Question) -> Callable[..., Any]:
     if not callable(estimator):
         raise FactoryError(
             f"'{question.estimator}' should return an estimator, called as (model, guide, x); "
-            f"found a {type(estimator).__name__}."
+            f"found {type(estimator).__name__}."
         )
     return estimator
 

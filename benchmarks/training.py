@@ -70,6 +70,7 @@ def train(settings: Settings, output: str | Path, progress: bool = True) -> Trai
         dataset = load_data(settings)
         options = model_options(settings.model, settings.options, dataset.shape)
         if ":" not in settings.model:
+            check_bits(settings.model, dataset)
             options = resolved(look_up("model", settings.model, MODELS), options)
         settings = replace(settings, options=options)
         pair = build(settings.model, options, dataset.train, settings.seed)
@@ -150,6 +151,19 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "dynamic": dataset.dynamic,
         "fingerprint": dataset.fingerprint,
     }
+
+
+def check_bits(model: str, dataset: Dataset) -> None:
+    """Raise a ValueError where a built-in model, which is one of bits, would get other values."""
+    if not dataset.dynamic:
+        for x in (dataset.train, dataset.validation, dataset.test):
+            other = x[(x != 0) & (x != 1)]
+            if len(other):
+                raise ValueError(
+                    f"model '{model}' has a Bernoulli likelihood, which takes 0 and 1, but data "
+                    f"set '{dataset.name}' holds {other[0]:g}: binarise it (a Dataset with "
+                    "dynamic=True does so anew in every epoch), or bring a model of your own"
+                )
 
 
 def check_data(run: Run, dataset: Dataset) -> None:
