@@ -213,7 +213,8 @@ def _tell_training(trained: Trained) -> None:
     run, history, result = trained.run, trained.history, trained.run.result
     assert result is not None
     stopped = ", stopped early" if history.stopped_early else ""
-    print(f"{len(history)} epochs{stopped}; {history.seconds.sum():.0f} s")
+    plural = "" if len(history) == 1 else "s"
+    print(f"{len(history)} epoch{plural}{stopped}; {history.seconds.sum():.0f} s")
     objective = run.settings.objective
     bound = "ELBO" if objective == DEFAULTS.objective else f"bound ({objective})"
     print(
