@@ -14,14 +14,14 @@ import importlib
 import inspect
 import json
 import os
-import tempfile
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 FORMAT = "pyrovae-model-1"
@@ -40,6 +40,7 @@ def save(module: nn.Module, path: str | os.PathLike) -> None:
     Example:
         >>> from pyrovae.models import LinearGaussianVAE
         >>> linear = LinearGaussianVAE(data_dim=4, latent_dim=2)
+        >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "linear.safetensors"
         >>> save(linear, path)
         >>> x = torch.zeros(3, 4)
@@ -62,18 +63,19 @@ def save(module: nn.Module, path: str | os.PathLike) -> None:
             "explain: keep every argument as an attribute of the same name"
         )
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    content = serialize(
+        {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
+        metadata={"format": FORMAT, "description": json.dumps(description)},
+    )
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        save_file(
-            {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
-            temporary,
-            metadata={"format": FORMAT, "description": json.dumps(description)},
-        )
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load(

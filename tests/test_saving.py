@@ -79,6 +79,12 @@ def test_modules_come_back_as_they_were(module, tmp_path):
         assert tensor.dtype == again.state_dict()[name].dtype
 
 
+def test_a_file_is_as_readable_as_any_other(tmp_path):
+    save(nn.Linear(2, 2), tmp_path / "module")
+    (tmp_path / "other").touch()
+    assert (tmp_path / "module").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_ones_own_class_is_allowed_by_name(tmp_path):
     vae = VAE(Shifted(2, shift=3.0), DiagonalNormal(nn.Linear(4, 4)), Bernoulli(nn.Linear(2, 4)))
     save(vae, tmp_path / "vae")
@@ -155,7 +161,7 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(saving, "save_file", full)
+    monkeypatch.setattr(saving.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         save(LinearGaussianVAE(5, 2), path)
     assert path.read_bytes() == before

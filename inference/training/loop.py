@@ -233,7 +233,8 @@ class Training:
             seconds=position.seconds + time.perf_counter() - self._started,
         )
         shown = {"loss": state.history.loss[-1], "validation ELBO": elbo}
-        bar.set_postfix({name: f"{v:.2f}" for name, v in shown.items() if not math.isnan(v)})
+        numbers = ", ".join(f"{name} {v:.2f}" for name, v in shown.items() if not math.isnan(v))
+        bar.set_postfix_str(f"{numbers} nats per datum")
         self.optimization.end_epoch(-elbo)
         if weight == 1 and elbo > state.best_elbo:
             state.note_best(elbo, keep=settings.patience is not None)
