@@ -33,7 +33,7 @@ def vae(x_train: Tensor, *, latent_dim: int = 40, hidden: Sequence[int] = (200, 
     >>> vae(torch.rand(50, 64), latent_dim=8).sample(3).shape
     torch.Size([3, 64])
     """
-    posterior, likelihood = _tanh_parts(x_train, latent_dim, hidden)
+    posterior, likelihood = _parts(MLP, x_train, latent_dim, hidden)
     return _finish(VAE(StandardNormal(latent_dim), posterior, likelihood), x_train)
 
 
@@ -46,7 +46,7 @@ def mixture_vae(
 ) -> VAE:
     """A learned mixture of diagonal normals as prior, tanh nets."""
     _check(num_components=num_components)
-    posterior, likelihood = _tanh_parts(x_train, latent_dim, hidden)
+    posterior, likelihood = _parts(MLP, x_train, latent_dim, hidden)
     return _finish(VAE(GaussianMixture(latent_dim, num_components), posterior, likelihood), x_train)
 
 
@@ -58,13 +58,13 @@ def vamp_vae(
     num_pseudo_inputs: int = 500,
 ) -> VAE:
     """VampPrior, tanh nets."""
-    posterior, likelihood = _tanh_parts(x_train, latent_dim, hidden)
+    posterior, likelihood = _parts(MLP, x_train, latent_dim, hidden)
     return _with_vamp_prior(posterior, likelihood, x_train, num_pseudo_inputs)
 
 
 def gated_vae(x_train: Tensor, *, latent_dim: int = 40, hidden: Sequence[int] = (300, 300)) -> VAE:
     """Standard normal prior, gated nets: the VAE of *VAE with a VampPrior*, 2018."""
-    posterior, likelihood = _gated_parts(x_train, latent_dim, hidden)
+    posterior, likelihood = _parts(GatedMLP, x_train, latent_dim, hidden)
     return _finish(VAE(StandardNormal(latent_dim), posterior, likelihood), x_train)
 
 
@@ -76,7 +76,7 @@ def gated_vamp_vae(
     num_pseudo_inputs: int = 500,
 ) -> VAE:
     """VampPrior, gated nets (Tomczak and Welling, *VAE with a VampPrior*, 2018)."""
-    posterior, likelihood = _gated_parts(x_train, latent_dim, hidden)
+    posterior, likelihood = _parts(GatedMLP, x_train, latent_dim, hidden)
     return _with_vamp_prior(posterior, likelihood, x_train, num_pseudo_inputs)
 
 
@@ -128,26 +128,16 @@ MODELS: dict[str, Callable[..., VAE]] = {
 }
 
 
-def _tanh_parts(
-    x_train: Tensor, latent_dim: int, hidden: Sequence[int]
+def _parts(
+    net: type[MLP] | type[GatedMLP], x_train: Tensor, latent_dim: int, hidden: Sequence[int]
 ) -> tuple[DiagonalNormal, Bernoulli]:
+    """Posterior and likelihood around two nets of one kind."""
     _check_data(x_train)
     _check(latent_dim=latent_dim, hidden=hidden)
     num_pixels = x_train.shape[1]
-    decoder = MLP(latent_dim, num_pixels, tuple(hidden))
+    decoder = net(latent_dim, num_pixels, tuple(hidden))
     _begin_at_the_mean(decoder, x_train)
-    return DiagonalNormal(MLP(num_pixels, 2 * latent_dim, tuple(hidden))), Bernoulli(decoder)
-
-
-def _gated_parts(
-    x_train: Tensor, latent_dim: int, hidden: Sequence[int]
-) -> tuple[DiagonalNormal, Bernoulli]:
-    _check_data(x_train)
-    _check(latent_dim=latent_dim, hidden=hidden)
-    num_pixels = x_train.shape[1]
-    decoder = GatedMLP(latent_dim, num_pixels, tuple(hidden))
-    _begin_at_the_mean(decoder, x_train)
-    return DiagonalNormal(GatedMLP(num_pixels, 2 * latent_dim, tuple(hidden))), Bernoulli(decoder)
+    return DiagonalNormal(net(num_pixels, 2 * latent_dim, tuple(hidden))), Bernoulli(decoder)
 
 
 def _with_vamp_prior(

@@ -32,7 +32,26 @@ _BLOCK = 64  # data whose support is checked, and whose tails are fitted, in one
 
 
 @dataclass(frozen=True)
-class ImportanceSampling:
+class _Sampling:
+    """Settings that the estimators here share."""
+
+    num_samples: int = 5000
+    seed: int | None = 0
+    memory: int | None = None
+    particles: str = "auto"
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "memory"):
+            value = getattr(self, name)
+            if value is None and name == "memory":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, but is {value!r}")
+
+
+@dataclass(frozen=True)
+class ImportanceSampling(_Sampling):
     """log p(x) by importance sampling from the guide: low in expectation.
 
     The weights are streamed in tiles, so memory does not grow with K; the guide's encoder runs
@@ -60,15 +79,6 @@ class ImportanceSampling:
         'lower'
     """
 
-    num_samples: int = 5000
-    seed: int | None = 0
-    memory: int | None = None
-    particles: str = "auto"
-    progress: bool = False
-
-    def __post_init__(self) -> None:
-        _check_settings(self.num_samples, self.memory)
-
     def __call__(
         self, model: Program, guide: Program, x: Data | DataLoader, *context: object
     ) -> Estimate:
@@ -88,7 +98,7 @@ class ImportanceSampling:
 
 
 @dataclass(frozen=True)
-class PriorMonteCarlo:
+class PriorMonteCarlo(_Sampling):
     r"""log p(x) by averaging the likelihood over the prior: low in expectation, often hopeless.
 
     .. math:: \hat L_K(x_n) = \log \frac1K \sum_k p(x_n \mid z_k), \quad z_k \sim p(z).
@@ -107,15 +117,6 @@ class PriorMonteCarlo:
         True
     """
 
-    num_samples: int = 5000
-    seed: int | None = 0
-    memory: int | None = None
-    particles: str = "auto"
-    progress: bool = False
-
-    def __post_init__(self) -> None:
-        _check_settings(self.num_samples, self.memory)
-
     def __call__(
         self, model: Program, guide: Program | None, x: Data | DataLoader, *context: object
     ) -> Estimate:
@@ -123,16 +124,8 @@ class PriorMonteCarlo:
         return _estimate(self, model, None, x, context)
 
 
-def _check_settings(num_samples: object, memory: object) -> None:
-    for name, value in (("num_samples", num_samples), ("memory", memory)):
-        if value is None and name == "memory":
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, but is {value!r}")
-
-
 def _estimate(
-    settings: ImportanceSampling | PriorMonteCarlo,
+    settings: _Sampling,
     model: Program,
     guide: Program | None,
     x: Data | DataLoader,
@@ -157,7 +150,7 @@ def _estimate(
 
 
 def _score(
-    settings: ImportanceSampling | PriorMonteCarlo,
+    settings: _Sampling,
     model: Program,
     guide: Program | None,
     args: tuple,
