@@ -8,6 +8,9 @@ and one for each image. As sums over the vector,
           \log \mathrm{Ber}(x; l) = x^\top l - \sum_d \log(1 + e^{l_d}),
 
 they need no array per term. In every other way they are what ``to_event`` returns.
+
+The two sums of the Bernoulli cancel where the logits are large and right: its error is a few units
+in the last place of :math:`\sum_d |l_d|`, in single precision some 1e-3 nats for 784 logits of 30.
 """
 
 from __future__ import annotations
@@ -38,8 +41,8 @@ class NormalVector(dist.Independent):
 
     def log_prob(self, value: Tensor) -> Tensor:
         base = self.base_dist
-        if base._validate_args:
-            base._validate_sample(value)
+        if self._validate_args:
+            self._validate_sample(value)
         standard = (value - base.loc) / base.scale
         log_scale = _without_copies(base.scale).log()
         constant = 0.5 * math.log(2 * math.pi) * value.shape[-1]
@@ -47,7 +50,7 @@ class NormalVector(dist.Independent):
 
 
 class BernoulliVector(dist.Independent):
-    """``Bernoulli(logits=logits).to_event(event_dim)``.
+    """``Bernoulli(logits=logits).to_event(event_dim)``, for ``event_dim`` of at least 1.
 
     Example:
         >>> x, plain = torch.tensor([0.0, 1.0]), dist.Bernoulli(logits=torch.tensor([0.3, -2.0]))
@@ -57,8 +60,8 @@ class BernoulliVector(dist.Independent):
 
     def log_prob(self, value: Tensor) -> Tensor:
         base = self.base_dist
-        if base._validate_args:
-            base._validate_sample(value)
+        if self._validate_args:
+            self._validate_sample(value)
         start = -self.reinterpreted_batch_ndims
         logits, x = base.logits.flatten(start), value.flatten(start)
         # particles share their datum: then one matrix product serves them all
@@ -66,4 +69,5 @@ class BernoulliVector(dist.Independent):
             cross = (x * logits).sum(-1)
         else:
             cross = torch.einsum("...d,...d->...", x, logits)
-        return cross - softplus(logits).sum(-1)
+        # beyond its threshold softplus(l) is l; at torch's own, 20, that is off by 2e-9 a component
+        return cross - softplus(logits, threshold=40).sum(-1)

@@ -1,7 +1,7 @@
 r"""Likelihoods p(x | z): modules whose call returns a distribution over data.
 
 Each holds the decoder that maps z to the distribution's parameters, and the number of trailing
-dimensions that make up one datum: 1 for vectors, 3 for images ``(C, H, W)``.
+dimensions that make up one datum: 0 for single numbers, 1 for vectors, 3 for images ``(C, H, W)``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from .independent import BernoulliVector
+from .tilted import TiltedUniform
 
 
 class Bernoulli(nn.Module):
@@ -31,8 +32,8 @@ class Bernoulli(nn.Module):
         self.net, self.event_dim = net, event_dim
 
     def forward(self, z: Tensor, *context: Tensor) -> TorchDistributionMixin:
-        logits = self.net(z, *context)
-        return BernoulliVector(dist.Bernoulli(logits=logits), self.event_dim)
+        pixels = dist.Bernoulli(logits=self.net(z, *context))
+        return BernoulliVector(pixels, self.event_dim) if self.event_dim else pixels
 
 
 class ContinuousBernoulli(nn.Module):
@@ -53,7 +54,7 @@ class ContinuousBernoulli(nn.Module):
         self.net, self.event_dim = net, event_dim
 
     def forward(self, z: Tensor, *context: Tensor) -> TorchDistributionMixin:
-        return dist.ContinuousBernoulli(logits=self.net(z, *context)).to_event(self.event_dim)
+        return TiltedUniform(self.net(z, *context)).to_event(self.event_dim)
 
 
 class LearnedScale(nn.Module):
@@ -89,7 +90,9 @@ class Gaussian(nn.Module):
         event_dim: dimensions of one datum.
 
     Raises:
-        ValueError: a scale that is not positive.
+        ValueError: a scale that is not positive; with None, a network whose output cannot be
+            halved.
+        TypeError: a scale of another kind.
 
     Example:
         >>> Gaussian(nn.Linear(2, 784), scale=0.1)(torch.zeros(5, 2)).event_shape
@@ -102,6 +105,10 @@ class Gaussian(nn.Module):
         self, net: nn.Module, scale: float | LearnedScale | None = 1.0, event_dim: int = 1
     ) -> None:
         super().__init__()
+        if not isinstance(scale, int | float | LearnedScale | None):
+            raise TypeError(
+                f"scale must be a number, a LearnedScale or None, but is a {type(scale).__name__}"
+            )
         if isinstance(scale, int | float) and not scale > 0:
             raise ValueError(f"scale must be positive, but is {scale}")
         self.net, self.scale, self.event_dim = net, scale, event_dim
@@ -109,6 +116,11 @@ class Gaussian(nn.Module):
     def forward(self, z: Tensor, *context: Tensor) -> TorchDistributionMixin:
         loc = self.net(z, *context)
         if self.scale is None:
+            if loc.shape[-1] % 2:
+                raise ValueError(
+                    "net must return 2 D features (mean and log scale), "
+                    f"but returns {loc.shape[-1]}"
+                )
             loc, log_scale = loc.chunk(2, -1)
             scale = log_scale.exp()
         elif isinstance(self.scale, LearnedScale):

@@ -6,8 +6,10 @@ Written out, each component is linear in the features (z², z),
           + \frac{z_j \mu_{mj}}{\sigma_{mj}^2} \Bigr) + c_m,
 
 so R points against M components cost one product of (R, 2Z) by (2Z, M) instead of an array of
-R × M × Z. The two halves nearly cancel where a component is narrow and far from the origin, hence
-the product is taken in double precision.
+R × M × Z. The two halves nearly cancel where a component is narrow and far from the others, hence
+the product is taken in double precision, about the components' centre :math:`c`. It then errs by
+some :math:`10^{-16} \sum_j (|z_j - c_j| + |\mu_{mj} - c_j|)^2 / \sigma_{mj}^2` nats: 1e-6 where
+components a hundredth wide lie a thousand apart.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ class DiagonalNormalMixture(TorchDistribution):
     @property
     def variance(self) -> Tensor:
         weight = self.logits.softmax(-1)
-        return weight @ (self.scale**2 + self.loc**2) - self.mean**2
+        return weight @ (self.scale**2 + (self.loc - self.mean) ** 2)
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         with torch.no_grad():

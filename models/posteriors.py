@@ -13,6 +13,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from .checks import check_counts
 from .independent import NormalVector
 
 
@@ -77,8 +78,11 @@ class FullRankNormal(nn.Module):
             )
         loc, entries = output[..., :size], output[..., size:]
         row, column = torch.tril_indices(size, size, device=output.device)
+        diagonal = row == column
+        # exp sees the diagonal alone: elsewhere it may overflow, and its gradient is then no number
+        scales = entries.masked_fill(~diagonal, 0.0).exp()
         lower = output.new_zeros(*output.shape[:-1], size, size)
-        lower[..., row, column] = torch.where(row == column, entries.exp(), entries)
+        lower[..., row, column] = torch.where(diagonal, scales, entries)
         return dist.MultivariateNormal(loc, scale_tril=lower)
 
 
@@ -94,7 +98,7 @@ class PerDatum(nn.Module):
         latent_dim: Z.
 
     Raises:
-        ValueError: another number of data and no index.
+        ValueError: another number of data and no index; a size under 1.
 
     Example:
         >>> posterior = PerDatum(num_data=100, latent_dim=2)
@@ -105,6 +109,7 @@ class PerDatum(nn.Module):
 
     def __init__(self, num_data: int, latent_dim: int) -> None:
         super().__init__()
+        check_counts(num_data=num_data, latent_dim=latent_dim)
         self.num_data, self.latent_dim = num_data, latent_dim
         self.loc = nn.Parameter(torch.zeros(num_data, latent_dim))
         self.log_scale = nn.Parameter(torch.zeros(num_data, latent_dim))

@@ -14,6 +14,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from .checks import check_counts
 from .independent import NormalVector
 from .mixtures import DiagonalNormalMixture
 
@@ -30,6 +31,7 @@ class StandardNormal(nn.Module):
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
+        check_counts(latent_dim=latent_dim)
         self.latent_dim = latent_dim
         # a buffer, so that the prior follows the module's device and dtype
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
@@ -48,6 +50,7 @@ class GaussianMixture(nn.Module):
 
     def __init__(self, latent_dim: int, num_components: int = 10) -> None:
         super().__init__()
+        check_counts(latent_dim=latent_dim, num_components=num_components)
         self.latent_dim, self.num_components = latent_dim, num_components
         start = torch.randn(num_components, latent_dim)
         self.logits = nn.Parameter(torch.zeros(num_components))
@@ -87,11 +90,14 @@ class VampPrior(nn.Module):
         bounds: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
-        if pseudo_inputs.dim() < 2 or not pseudo_inputs.is_floating_point():
+        is_filled = pseudo_inputs.dim() > 1 and pseudo_inputs.numel() > 0
+        if not is_filled or not pseudo_inputs.is_floating_point():
             raise ValueError(
-                "pseudo_inputs must be floating and of shape (M, ...), but are "
+                "pseudo_inputs must be floating and of shape (M, ...), none of it 0, but are "
                 f"{pseudo_inputs.dtype} of shape {tuple(pseudo_inputs.shape)}"
             )
+        if bounds is not None and not bounds[0] < bounds[1]:
+            raise ValueError(f"bounds must be (low, high) with low < high, but are {bounds}")
         self.posterior, self.bounds = posterior, bounds
         self.pseudo_inputs = nn.Parameter(pseudo_inputs.detach().clone())
 

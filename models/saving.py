@@ -5,7 +5,7 @@ the modules were constructed. Loading reads numbers and JSON and nothing else; i
 and it constructs only classes of this package, of ``torch.nn``, and those the caller names.
 
 A class can be described when every argument of its constructor is kept as an attribute of the
-same name, as all classes here do.
+same name, as all classes here do, and every tensor among them as a parameter or a buffer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import inspect
 import json
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
+from .vae import VAE
+
 FORMAT = "pyrovae-model-1"
 _SCALARS = (bool, int, float, str, type(None))
 # what belongs to one process or one device and not to the model
-_NOT_DESCRIBED = {"self", "name", "device", "dtype", "validate_args"}
+_NOT_DESCRIBED = {"device", "dtype", "validate_args"}
 
 
 def save(module: nn.Module, path: str | os.PathLike) -> None:
     """Write ``module`` to ``path``, whole or not at all.
 
     Raises:
-        TypeError: a constructor argument that cannot be described; names class and argument.
+        TypeError: the arguments of a constructor do not describe what it made; names the class,
+            and the argument where it is one.
         OSError: the file cannot be written; what stood at ``path`` is left as it was.
 
     Example:
@@ -47,12 +50,9 @@ def save(module: nn.Module, path: str | os.PathLike) -> None:
         >>> torch.equal(load(path).log_evidence(x), linear.log_evidence(x))
         True
     """
-    description = {
-        "module": _describe(module, {}, type(module).__name__),
-        "training": module.training,
-    }
-    rebuilt = _build(
-        description["module"], {}, {_key(type(part)): type(part) for part in module.modules()}
+    description = {"module": _describe_whole(module), "training": module.training}
+    rebuilt = _build_quietly(
+        description["module"], {_key(type(part)): type(part) for part in module.modules()}
     )
     tensors = _tensors(module)
     if {k: v.shape for k, v in tensors.items()} != {
@@ -61,6 +61,11 @@ def save(module: nn.Module, path: str | os.PathLike) -> None:
         raise TypeError(
             f"{type(module).__name__} holds parameters that its constructor arguments do not "
             "explain: keep every argument as an attribute of the same name"
+        )
+    if _describe_whole(rebuilt) != description["module"]:
+        raise TypeError(
+            f"{type(module).__name__}, built from the attributes that bear its constructor "
+            "arguments' names, has others: keep every argument as it is given"
         )
     path = Path(path)
     content = serialize(
@@ -105,8 +110,17 @@ def load(
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is not a saved model: its format is {metadata.get('format')!r}")
-    description = json.loads(metadata["description"])
-    module = _build(description["module"], {}, {_key(one): one for one in classes})
+    allowed = {_key(one): one for one in classes}
+    try:
+        description = json.loads(metadata["description"])
+        module, training = _build_quietly(description["module"], allowed), description["training"]
+        if not isinstance(module, nn.Module):
+            raise TypeError("it describes no module")
+    except (KeyError, TypeError, AttributeError, RuntimeError, json.JSONDecodeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"{path} has a description that nothing can be built from: {what}"
+        ) from error
     floating = next((t.dtype for t in tensors.values() if t.is_floating_point()), None)
     module.to(device=device, dtype=floating)
     places = _tensors(module)
@@ -121,7 +135,7 @@ def load(
                     f"but has {tuple(tensors[name].shape)}"
                 )
             place.data = tensors[name].clone()  # off the file, and aligned as torch allocates
-    return module.train(description["training"])
+    return module.train(training)
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -135,12 +149,19 @@ def _key(cls: type) -> str:
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
-def _describe(value: Any, seen: dict[int, int], where: str) -> Any:
+def _describe_whole(module: nn.Module) -> Any:
+    kept = {id(tensor) for tensor in _tensors(module).values()}
+    return _describe(module, {}, kept, type(module).__name__)
+
+
+def _describe(value: Any, seen: dict[int, int], kept: set[int], where: str) -> Any:
     if isinstance(value, _SCALARS):
         return value
     if isinstance(value, list | tuple):
-        return {"tuple": [_describe(item, seen, where) for item in value]}
+        return {"tuple": [_describe(item, seen, kept, where) for item in value]}
     if isinstance(value, Tensor):
+        if id(value) not in kept:  # its numbers would be lost
+            raise TypeError(f"{where} is a tensor, but no parameter and no persistent buffer")
         return {"tensor": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, type) and issubclass(value, nn.Module):
         return {"class": _key(value)}
@@ -152,21 +173,45 @@ def _describe(value: Any, seen: dict[int, int], where: str) -> Any:
     cls = type(value)
     arguments: dict[str, Any] = {}
     if isinstance(value, nn.Sequential | nn.ModuleList):
-        children = [_describe(child, seen, f"{where}.{i}") for i, child in enumerate(value)]
+        children = [_describe(child, seen, kept, f"{where}.{i}") for i, child in enumerate(value)]
         return {"module": _key(cls), "index": index, "children": children}
-    for name, parameter in inspect.signature(cls).parameters.items():
-        variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        if name in _NOT_DESCRIBED or variadic:
+    for name, parameter in _constructor(cls).items():
+        if _is_left_out(value, name):
             continue
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise TypeError(f"{cls.__name__} takes '{parameter}', which cannot be described")
         if not hasattr(value, name):
             raise TypeError(
                 f"{cls.__name__} does not keep its constructor argument '{name}' as an attribute"
             )
         held = getattr(value, name)
-        if name == "bias" and cls.__module__.startswith("torch.nn"):
+        if name == "bias" and _is_torchs(cls):
             held = held is not None  # torch keeps the parameter under the name of the switch
-        arguments[name] = _describe(held, seen, f"{cls.__name__}.{name}")
+        arguments[name] = _describe(held, seen, kept, f"{cls.__name__}.{name}")
     return {"module": _key(cls), "index": index, "arguments": arguments}
+
+
+def _constructor(cls: type[nn.Module]) -> Mapping[str, inspect.Parameter]:
+    if cls.__init__ is nn.Module.__init__ or issubclass(cls, nn.Identity):
+        return {}  # they take anything and use nothing
+    return inspect.signature(cls).parameters
+
+
+def _is_left_out(module: nn.Module, argument: str) -> bool:
+    if isinstance(module, VAE) and argument == "name":
+        return True  # a model that is loaded beside the one that was saved is another one
+    private = _is_torchs(type(module)) and argument.startswith("_")
+    return argument in _NOT_DESCRIBED or private
+
+
+def _is_torchs(cls: type) -> bool:
+    return cls.__module__.startswith("torch.nn.")
+
+
+def _build_quietly(description: Any, classes: dict[str, type]) -> Any:
+    # constructors draw a start that is then replaced: those draws are nobody's but ours
+    with torch.random.fork_rng(devices=[]):
+        return _build(description, {}, classes)
 
 
 def _build(description: Any, built: dict[int, nn.Module], classes: dict[str, type]) -> Any:
@@ -200,7 +245,10 @@ def _find(key: str, classes: dict[str, type]) -> type[nn.Module]:
         module_name == root or module_name.startswith(f"{root}.") for root in (home, "torch.nn")
     ):
         raise ValueError(f"the file constructs {key}: pass that class in classes= to allow it")
-    cls = getattr(importlib.import_module(module_name), name, None)
+    try:
+        cls = getattr(importlib.import_module(module_name), name, None)
+    except ImportError:
+        cls = None
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise ValueError(f"the file constructs {key}, which is no module class")
     return cls

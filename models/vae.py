@@ -14,6 +14,7 @@ Prior, posterior and likelihood are modules that return distributions: swap one,
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pyro
 import torch
@@ -34,7 +35,7 @@ class VAE(nn.Module):
         posterior: ``posterior(x, *context)`` returns one.
         likelihood: ``likelihood(z, *context)`` returns a distribution over data.
         name: under which Pyro's parameter store knows the parameters; by default one of its own
-            for each VAE, so that two of them in one process stay two.
+            for each VAE, copies and unpickled ones included, so that two of them stay two.
 
     References:
         Kingma and Welling, *Auto-encoding variational Bayes*, 2014. Rezende, Mohamed and Wierstra,
@@ -61,14 +62,31 @@ class VAE(nn.Module):
     ) -> None:
         super().__init__()
         self.prior, self.posterior, self.likelihood = prior, posterior, likelihood
+        self._is_named = name is not None
         self.name = f"vae_{next(_instances)}" if name is None else name
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # under its original's name, a copy would train the parameters in the store: the original's
+        if not self._is_named:
+            self.name = f"vae_{next(_instances)}"
+
     def model(self, x: Tensor, *context: Tensor) -> Tensor:
-        """Draw z from the prior and x, observed, from the likelihood."""
+        """Draw z from the prior and x, observed, from the likelihood.
+
+        Raises:
+            ValueError: the likelihood's data have another shape than those of ``x``.
+        """
         self._register()
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", self.prior())
-            return pyro.sample("x", self.likelihood(z, *context), obs=x)
+            likelihood = self.likelihood(z, *context)
+            if likelihood.event_shape != x.shape[1:]:  # a density would broadcast, and be wrong
+                raise ValueError(
+                    f"x must hold data of shape {tuple(likelihood.event_shape)}, as the likelihood "
+                    f"does, but holds {tuple(x.shape[1:])}"
+                )
+            return pyro.sample("x", likelihood, obs=x)
 
     def guide(self, x: Tensor, *context: Tensor) -> Tensor:
         """Draw z from the posterior's approximation."""
