@@ -258,8 +258,23 @@ def test_the_mean_keeps_its_errors_apart():
     assert math.isnan(_estimate(size=1).mean().data_stderr)
 
 
+def test_an_exact_guide_in_single_precision_has_no_tail():
+    torch.manual_seed(0)
+    linear = LinearGaussianVAE(data_dim=50, latent_dim=3)
+    x = linear.sample(20)
+    estimate = ImportanceSampling(num_samples=2000)(linear.model, linear.exact_guide, x)
+    assert estimate.reliable.all()
+
+
+def test_importance_sampling_needs_a_guide():
+    linear = LinearGaussianVAE(data_dim=3, latent_dim=1)
+    with pytest.raises(TypeError, match="guide must be a Pyro program, but is None"):
+        ImportanceSampling(num_samples=5)(linear.model, None, torch.zeros(2, 3))
+
+
 def test_one_sample_has_no_error_to_report():
     estimate = _estimate(num_samples=1)
+    assert "k̂ unknown for 100%" in repr(estimate)
     assert estimate.stderr.isnan().all()
     assert estimate.khat.isnan().all()
     assert not estimate.reliable.any()

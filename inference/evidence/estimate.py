@@ -39,7 +39,8 @@ class MeanEstimate:
         monte_carlo_stderr: from the finite number of samples; shrinks with K.
         data_stderr: from the finite number of data, Monte Carlo noise taken out; shrinks with N.
             NaN for a single datum.
-        unreliable: the share of data whose k̂ says that their numbers cannot be trusted.
+        unreliable: the share of data whose k̂ is at or above its threshold, or unknown, so that
+            nothing vouches for their numbers.
     """
 
     value: float
@@ -138,7 +139,10 @@ class Estimate:
 
     def __repr__(self) -> str:
         mean = self.mean()
-        warning = f", k̂ too high for {mean.unreliable:.0%}" if mean.unreliable else ""
+        unknown = float(self.khat.isnan().double().mean())
+        too_high = mean.unreliable - unknown
+        warning = f", k̂ too high for {too_high:.0%}" if too_high > 0 else ""
+        warning += f", k̂ unknown for {unknown:.0%}: too few samples" if unknown else ""
         return (
             f"Estimate({len(self)} data, K={self.num_samples}, {self.direction}: mean log p(x) = "
             f"{mean}{warning})"

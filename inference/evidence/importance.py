@@ -93,7 +93,12 @@ class ImportanceSampling(_Sampling):
         Raises:
             ProgramError: the pair has no per-datum weights; names the site.
             ValueError: data that are empty, not finite, or out of a site's support.
+            TypeError: x is no tensor, or the guide no program.
         """
+        if not callable(guide):
+            raise TypeError(
+                f"guide must be a Pyro program, but is {guide!r}: PriorMonteCarlo needs none"
+            )
         return _estimate(self, model, guide, x, context)
 
 
