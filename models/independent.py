@@ -29,6 +29,15 @@ def _without_copies(value: Tensor) -> Tensor:
     return value[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in strides)]
 
 
+def _check_event(vector: dist.Independent, value: Tensor) -> None:
+    # elsewhere a vector of another length broadcasts, and each sum is over a length of its own
+    if value.shape[-vector.event_dim :] != vector.event_shape:
+        raise ValueError(
+            f"value must end in the event shape {tuple(vector.event_shape)}, "
+            f"but has shape {tuple(value.shape)}"
+        )
+
+
 class NormalVector(dist.Independent):
     """``Normal(loc, scale).to_event(1)``.
 
@@ -41,8 +50,9 @@ class NormalVector(dist.Independent):
 
     def log_prob(self, value: Tensor) -> Tensor:
         base = self.base_dist
-        if self._validate_args:
-            self._validate_sample(value)
+        _check_event(self, value)
+        if base._validate_args:
+            base._validate_sample(value)
         standard = (value - base.loc) / base.scale
         log_scale = _without_copies(base.scale).log()
         constant = 0.5 * math.log(2 * math.pi) * value.shape[-1]
@@ -60,8 +70,9 @@ class BernoulliVector(dist.Independent):
 
     def log_prob(self, value: Tensor) -> Tensor:
         base = self.base_dist
-        if self._validate_args:
-            self._validate_sample(value)
+        _check_event(self, value)
+        if base._validate_args:
+            base._validate_sample(value)
         start = -self.reinterpreted_batch_ndims
         logits, x = base.logits.flatten(start), value.flatten(start)
         # particles share their datum: then one matrix product serves them all

@@ -172,7 +172,8 @@ def _describe(value: Any, seen: dict[int, int], kept: set[int], where: str) -> A
     seen[id(value)] = index = len(seen)
     cls = type(value)
     arguments: dict[str, Any] = {}
-    if cls.__init__ in (nn.Sequential.__init__, nn.ModuleList.__init__):
+    is_container = cls.__init__ in (nn.Sequential.__init__, nn.ModuleList.__init__)
+    if isinstance(value, nn.Sequential | nn.ModuleList) and is_container:
         children = [_describe(child, seen, kept, f"{where}.{i}") for i, child in enumerate(value)]
         return {"module": _key(cls), "index": index, "children": children}
     for name, parameter in _constructor(cls).items():

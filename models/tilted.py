@@ -60,8 +60,10 @@ class TiltedUniform(TorchDistribution):
         is_small, small, size = _split(self.logits)
         square = (small / 2) ** 2
         series = small / 2 + square / 6 - square**2 / 180 + square**3 / 2835
-        closed = self.logits.clamp(min=0) + (-torch.expm1(-size) / size).log()
-        return value * self.logits - torch.where(is_small, series, closed)
+        # at a logit of +a, A(a) = A(-a) + a: that a belongs to x, from which it may take all
+        mirrored = value - (self.logits > 0).to(value.dtype)
+        closed = mirrored * self.logits - (-torch.expm1(-size) / size).log()
+        return torch.where(is_small, value * self.logits - series, closed)
 
     @property
     def mean(self) -> Tensor:

@@ -18,6 +18,26 @@ def logsumexp(a, axis):
     return np.squeeze(top, axis) + np.log(np.exp(a - top).sum(axis))
 
 
+def mixture_logpdf(x, logits, loc, scale):
+    """log of a mixture of diagonal normals: rows of x against components (M,), (M, Z), (M, Z)."""
+    parts = normal_logpdf(x[..., None, :], loc, scale).sum(-1)
+    return logsumexp(parts + logits - logsumexp(logits, -1), -1)
+
+
+def bernoulli_logpmf(x, logits):
+    """log Ber(x; logits), elementwise: -log(1 + exp(±logits)), whose sign x tells."""
+    return -np.logaddexp(0.0, np.where(x == 1, -logits, logits))
+
+
+def tilted_moments(logit):
+    """log-normaliser, mean and variance of the density exp(l x) on [0, 1], by quadrature."""
+    node, weight = np.polynomial.legendre.leggauss(400)
+    x, tilt = (node + 1) / 2, logit * (node + 1) / 2
+    mass = weight / 2 * np.exp(tilt - tilt.max())
+    mean = (mass @ x) / mass.sum()
+    return tilt.max() + np.log(mass.sum()), mean, (mass @ (x - mean) ** 2) / mass.sum()
+
+
 def gaussian_logpdf(x, mean, covariance):
     """log N(x; mean, covariance) for rows of x, by a dense factorisation."""
     x = np.atleast_2d(x)
