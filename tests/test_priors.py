@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import oracles
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
@@ -211,3 +212,31 @@ def test_codes_of_another_dimension_are_refused_where_they_would_broadcast():
     for prior in (StandardNormal(1), GaussianMixture(1, 3), StandardNormal(5)):
         with pytest.raises(ValueError, match=r"event.shape"):
             prior().log_prob(torch.zeros(4, 1 if prior.latent_dim == 5 else 5))
+
+
+def test_mixture_gradient_is_that_of_the_naive_formula():
+    torch.manual_seed(4)
+    parts = [torch.randn(5, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)]
+    parts.append(torch.rand(5, 3, dtype=torch.float64) + 0.5)
+    parts = [part.requires_grad_() for part in parts]
+    z = torch.randn(7, 2, 3, dtype=torch.float64, requires_grad=True)
+    naive = dist.MixtureSameFamily(
+        dist.Categorical(logits=parts[0]), dist.Normal(parts[1], parts[2]).to_event(1)
+    )
+    ours = torch.autograd.grad(DiagonalNormalMixture(*parts).log_prob(z).sum(), [*parts, z])
+    theirs = torch.autograd.grad(naive.log_prob(z).sum(), [*parts, z])
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("kind", [DiagonalNormal, FullRankNormal])
+@pytest.mark.parametrize("bounds", [None, (0.0, 1.0)])
+def test_vamp_prior_is_the_mean_of_posteriors(kind, bounds):
+    torch.manual_seed(0)
+    posterior = kind(MLP(4, 4 if kind is DiagonalNormal else 5)).double()
+    inputs = 3 * torch.randn(6, 4, dtype=torch.float64)
+    z = torch.randn(5, 2, dtype=torch.float64)
+    seen = inputs if bounds is None else inputs.clamp(*bounds)
+    expected = torch.stack([posterior(row).log_prob(z) for row in seen]).logsumexp(0) - np.log(6)
+    prior = VampPrior(posterior, inputs, bounds)
+    torch.testing.assert_close(prior().log_prob(z), expected)
