@@ -17,6 +17,7 @@ Goodman, *Tensor variable elimination for plated factor graphs*, 2019).
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 
@@ -27,24 +28,34 @@ from pyro.ops.contract import contract_tensor_tree
 from torch import Tensor
 
 from .programs import ProgramError
-from .support import outside_support
+from .support import outside_support, support_varies, unbounded, unvalidated
 
 SUMMED_OUT = "summed out"
 
 
-def site_log_prob(site: dict, *, masked: bool = True) -> Tensor:
+def site_log_prob(site: dict, *, masked: bool = True, latent: bool = False) -> Tensor:
     """Unscaled log-probability of a site, with its mask applied again.
 
+    A latent that its guide drew outside the model's support has density zero, and so has an
+    observation where the support depends on a latent: −infinity there, whatever the formula of the
+    distribution gives. An observation outside a support that is fixed is a fault of the data.
+
     Raises:
-        ProgramError: validation is on and the value lies outside the site's support.
+        ProgramError: validation is on and an observation lies outside the site's fixed support.
     """
-    try:
-        log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-    except ValueError as error:
-        name, fault = site["name"], outside_support(site)
-        raise ProgramError(
-            f"site '{name}' takes {fault}" if fault else f"site '{name}': {error}"
-        ) from error
+    fn, value = site["fn"], site["value"]
+    if (latent or support_varies(fn)) and not unbounded(fn):
+        with unvalidated(fn):
+            log_prob = fn.log_prob(value, *site["args"], **site["kwargs"])
+        log_prob = log_prob.masked_fill(~fn.support.check(value), -math.inf)
+    else:
+        try:
+            log_prob = fn.log_prob(value, *site["args"], **site["kwargs"])
+        except ValueError as error:
+            name, fault = site["name"], outside_support(site)
+            raise ProgramError(
+                f"site '{name}' takes {fault}" if fault else f"site '{name}': {error}"
+            ) from error
     return scale_and_mask(log_prob, mask=site["mask"] if masked else None)
 
 

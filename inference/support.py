@@ -2,10 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
+from torch.distributions import constraints
+
+
+def _base_support(fn: Any) -> Any:
+    """The constraint on single components; None where a distribution does not say."""
+    try:
+        support = fn.support
+    except (NotImplementedError, AttributeError):
+        return None
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support
+
+
+def unbounded(fn: Any) -> bool:
+    """Whether every real number, or vector, is in the support, or the support is not known."""
+    support = _base_support(fn)
+    return support is None or support in (constraints.real, constraints.real_vector)
+
+
+def support_varies(fn: Any) -> bool:
+    """Whether the support is given by tensors, and so may depend on a latent.
+
+    Example:
+        >>> import torch, pyro.distributions as dist
+        >>> support_varies(dist.Uniform(0.0, torch.ones(3))), support_varies(dist.Gamma(1.0, 1.0))
+        (True, False)
+    """
+    return any(isinstance(value, Tensor) for value in vars(_base_support(fn) or object).values())
+
+
+@contextmanager
+def unvalidated(fn: Any) -> Iterator[None]:
+    """Let a distribution take any value: what lies outside its support is for the caller to see."""
+    layers = [fn]
+    while (base := getattr(layers[-1], "base_dist", None)) is not None:
+        layers.append(base)
+    before = [layer._validate_args for layer in layers]
+    try:
+        for layer in layers:
+            layer._validate_args = False
+        yield
+    finally:
+        for layer, flag in zip(layers, before, strict=True):
+            layer._validate_args = flag
 
 
 def outside_support(site: Mapping[str, Any]) -> str | None:
@@ -17,12 +63,7 @@ def outside_support(site: Mapping[str, Any]) -> str | None:
         >>> outside_support(site)
         'values in Boolean(), but holds 0.3'
     """
-    try:
-        support = site["fn"].support
-    except (NotImplementedError, AttributeError):
-        return None
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
+    support = _base_support(site["fn"])
     value = site["value"]
     if support is None or not isinstance(value, Tensor):
         return None

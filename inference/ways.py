@@ -142,7 +142,9 @@ def _run(
 def _log_probs(trace: poutine.Trace, layout: Layout) -> dict[str, Tensor]:
     # an enumerated site keeps its normalisation where it is masked: there it must sum to one
     return {
-        name: site_log_prob(site, masked=name not in layout.enumerated)
+        name: site_log_prob(
+            site, masked=name not in layout.enumerated, latent=name in layout.latents
+        )
         for name, site in sample_sites(trace).items()
     }
 

@@ -436,3 +436,45 @@ def test_scores_on_a_gpu_agree_with_the_cpu():
     assert z.abs().max() < 5
     weights = log_weights(vae.model, vae.guide, x.cuda(), num_particles=3)
     assert weights.log_weight.is_cuda
+
+
+# --- supports ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("centre", "scale"), [(-0.5, 1.0), (0.5, 2.0)])
+def test_draws_outside_the_priors_support_weigh_nothing(seed, centre, scale):
+    """torch's unvalidated densities go on outside their support: such draws must not count."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Exponential(x.new_ones(())))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x + centre, scale))
+
+    x = torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64)
+    exact = [
+        oracles.integrate(lambda z, v=v: -z + oracles.normal_logpdf(v, z), 0.0, 30.0, 200_001)
+        for v in x.tolist()
+    ]
+    estimate = ImportanceSampling(num_samples=20_000, seed=seed)(model, guide, x)
+    error = estimate.log_evidence - estimate.bias - torch.tensor(exact)
+    assert (error / estimate.stderr).abs().max() < 5
+
+
+def test_a_likelihood_whose_support_depends_on_a_latent_is_scored():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Exponential(x.new_ones(())))
+            pyro.sample("x", dist.Uniform(torch.zeros_like(z), z), obs=x)
+
+    x = torch.tensor([0.3, 1.0], dtype=torch.float64)
+    exact = [
+        oracles.integrate(lambda z: -z - np.log(z), v, 40.0, 400_001) for v in x.tolist()
+    ]  # p(x) = E_1(x)
+    estimate = PriorMonteCarlo(num_samples=50_000)(model, None, x)
+    error = estimate.log_evidence - estimate.bias - torch.tensor(exact)
+    assert (error / estimate.stderr).abs().max() < 5
