@@ -5,7 +5,8 @@ A pair has a per-datum marginal likelihood when every sample site stands in the 
 .. math:: p(x_{1:N}, z_{1:N}) = \prod_{n=1}^{N} p(x_n, z_n),
 
 and :func:`inspect_programs` finds out by running the pair once. What has no such form is refused
-by a :class:`~pyrovae.inference.programs.ProgramError` that names the site and the reason.
+by a :class:`~pyrovae.inference.programs.ProgramError` that names the site and the reason. A trace
+does not show arithmetic that couples data (``x.mean()``): that the particle plan looks for.
 """
 
 from __future__ import annotations

@@ -28,7 +28,9 @@ class ParticlePlan:
         layout: what stands in the pair.
         guide_way: "plate", "tile" or "loop", for the guide.
         model_way: the same for the model.
-        sliceable: whether the pair runs on a part of its data.
+        sliceable: whether a part of the data has the densities that it has among all of them. Not
+            so where data are coupled outside the plate, or where a context that all data share
+            happens to be as long as they are many: such pairs are evaluated on all data at once.
         reproducible: whether equal latents give equal densities; dropout does not.
         rejected: the ways that were tried and not trusted, with the reason.
     """
@@ -65,6 +67,8 @@ def plan_particles(
     if particles != "auto" and particles not in WAYS:
         raise ValueError(f"particles must be 'auto' or one of {WAYS}, but is {particles!r}")
     layout, trial, sliceable = _inspect_small(model, guide, args)
+    if sliceable and not _rows_stand_alone(model, guide, args, trial, layout):
+        trial, sliceable = args, False
     if particles == "auto":
         candidates = [("plate", "plate"), ("plate", "tile"), ("tile", "tile")]
         if guide is None or layout.enumerated:
@@ -114,6 +118,30 @@ def _inspect_small(
     except ProgramError:
         return layout, args, size == 1
     return layout, few, True
+
+
+def _rows_stand_alone(
+    model: Program, guide: Program | None, args: tuple, few: tuple, layout: Layout
+) -> bool:
+    """Whether the first data get the same densities alone as among all, at equal latents."""
+    count, prior = num_data(few[0]), guide is None
+    with torch.no_grad():
+        among = evaluate("loop", model, guide, args, layout, 1, prior=prior)
+        values = {
+            name: value.narrow(
+                value.dim() - layout.latents[name].event_dims + layout.data_dim, 0, count
+            )
+            for name, value in among.values.items()
+        }
+        alone = evaluate("loop", model, guide, few, layout, 1, values, prior=prior)
+    return all(
+        name in theirs and _close(ours[:, :count], theirs[name])
+        for sites, theirs in (
+            (among.model_sites, alone.model_sites),
+            (among.guide_sites, alone.guide_sites),
+        )
+        for name, ours in sites.items()
+    )
 
 
 def draw(

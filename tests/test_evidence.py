@@ -478,3 +478,44 @@ def test_a_likelihood_whose_support_depends_on_a_latent_is_scored():
     estimate = PriorMonteCarlo(num_samples=50_000)(model, None, x)
     error = estimate.log_evidence - estimate.bias - torch.tensor(exact)
     assert (error / estimate.stderr).abs().max() < 5
+
+
+# --- what stands outside the plate ---------------------------------------------------------------
+
+
+def _prior_guide(x, *context):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+
+
+@pytest.mark.parametrize("memory", [None, 2**14])
+@pytest.mark.parametrize("size", [399, 400])
+def test_a_context_that_all_data_share_may_be_as_long_as_they_are_many(size, memory):
+    def model(x, means):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            parts = dist.Normal(means + 0.0 * z.unsqueeze(-1), 1.0)
+            flat = dist.Categorical(logits=torch.zeros_like(means))
+            pyro.sample("x", dist.MixtureSameFamily(flat, parts), obs=x)
+
+    means = torch.linspace(-10, 10, 400, dtype=torch.float64)
+    x = torch.linspace(-10, 10, size, dtype=torch.float64)
+    exact = oracles.logsumexp(
+        oracles.normal_logpdf(x.numpy()[:, None], means.numpy(), 1.0) - np.log(400), -1
+    )
+    estimate = ImportanceSampling(num_samples=20, memory=memory)(model, _prior_guide, x, means)
+    np.testing.assert_allclose(estimate.log_evidence, exact, atol=1e-9)
+
+
+@pytest.mark.parametrize("memory", [None, 2**14])
+def test_data_coupled_outside_the_plate_are_scored_together(memory):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(x.mean(), 1.0), obs=x)
+
+    x = torch.linspace(-5, 9, 200, dtype=torch.float64)
+    estimate = ImportanceSampling(num_samples=20, memory=memory)(model, _prior_guide, x)
+    np.testing.assert_allclose(
+        estimate.log_evidence, oracles.normal_logpdf(x.numpy(), 2.0), atol=1e-9
+    )

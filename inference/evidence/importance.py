@@ -88,7 +88,8 @@ class ImportanceSampling(_Sampling):
             model: ``model(x, *context)``.
             guide: ``guide(x, *context)``.
             x: tensor, tuple of tensors, or a DataLoader whose items are the programs' arguments.
-            context: what else both programs take.
+            context: what else both programs take. A tensor with one entry per datum is cut along
+                with the data; one that all data share may have any length.
 
         Raises:
             ProgramError: the pair has no per-datum weights; names the site.
