@@ -19,6 +19,12 @@ def _join(x: Tensor, context: Sequence[Tensor]) -> Tensor:
     """Concatenate along the last dimension; context lacks the particle dimensions of x."""
     if not context:
         return x
+    for part in context:
+        if not part.is_floating_point():  # N labels would pass for one vector of N features
+            raise ValueError(
+                f"context must be floating like the input, but is {part.dtype} of shape "
+                f"{tuple(part.shape)}: encode labels with torch.nn.functional.one_hot"
+            )
     return torch.cat([x, *(part.expand(*x.shape[:-1], part.shape[-1]) for part in context)], -1)
 
 

@@ -121,3 +121,8 @@ def test_every_pixel_of_a_decoder_is_reached_and_every_pixel_is_seen():
 def test_what_is_hidden_makes_no_difference():
     net, x = MLP(4, 6), torch.randn(5, 4)
     torch.testing.assert_close(WithoutContext(net)(x, torch.arange(5)), net(x))
+
+
+def test_labels_are_not_taken_for_features():
+    with pytest.raises(ValueError, match=r"context must be floating .* int64 of shape \(10,\)"):
+        MLP(4 + 10, 3)(torch.randn(10, 4), torch.arange(10) % 3)
