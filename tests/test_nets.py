@@ -124,5 +124,5 @@ def test_what_is_hidden_makes_no_difference():
 
 
 def test_labels_are_not_taken_for_features():
-    with pytest.raises(ValueError, match=r"context must be floating .* int64 of shape \(10,\)"):
+    with pytest.raises(ValueError, match=r"context must be floating .*int64 of shape \(10,\)"):
         MLP(4 + 10, 3)(torch.randn(10, 4), torch.arange(10) % 3)
