@@ -8,7 +8,6 @@ importance sampling, with its errors.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,9 +18,10 @@ from typing import Any
 import torch
 
 from ..inference import Estimate, ImportanceSampling
+from ..inference.evidence import khat_threshold
 from ..inference.training.checkpoint import write_atomically
 from ..models import VAE
-from .diagnostics import active_units, posterior_means
+from .diagnostics import active_units, paired_difference, posterior_means
 from .pictures import latent_space, learning_curve, reconstructions, samples
 from .runs import Settings, new_folder
 from .scoring import khat_quantile
@@ -126,16 +126,6 @@ def free_folder(path: Path) -> Path:
     return free
 
 
-def paired(first: Estimate, second: Estimate) -> tuple[float, float]:
-    """Mean of second - first over the same data, and its standard error.
-
-    What makes an image hard is common to both and cancels, so this error is smaller than either's.
-    It holds the Monte Carlo noise of both, which differs from image to image.
-    """
-    difference = second.log_evidence - first.log_evidence
-    return float(difference.mean()), float(difference.std()) / math.sqrt(len(difference))
-
-
 def _train_and_score(
     name: str,
     settings: Settings,
@@ -163,7 +153,7 @@ def _train_and_score(
 
 
 def _report(scored: list[Scored], num_samples: int) -> str:
-    limit = scored[0].estimate.to_dataset().attrs["khat_threshold"]
+    limit = khat_threshold(num_samples)
     headers = (
         "prior",
         "ELBO",
@@ -194,7 +184,7 @@ def _report(scored: list[Scored], num_samples: int) -> str:
             )
         )
     first, last = scored[0], scored[-1]
-    difference, error = paired(first.estimate, last.estimate)
+    difference, error = paired_difference(first.estimate, last.estimate)
     how = HOW_TO_READ.format(
         num_samples=num_samples,
         num_test=len(first.estimate),

@@ -1,4 +1,4 @@
-r"""What a trained VAE does with its latent dimensions.
+r"""What a trained VAE does with its latent dimensions, and how two of them differ.
 
 A dimension is *active* when the posterior's mean moves with the data,
 
@@ -10,11 +10,14 @@ nothing about x.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..inference import Estimate
 
 THRESHOLD = 0.01
 
@@ -45,3 +48,13 @@ def active_units(means: Tensor, threshold: float = THRESHOLD) -> int:
             f"means should be of shape (N, Z) with N at least 2; found {tuple(means.shape)}"
         )
     return int((means.double().var(0) > threshold).sum())
+
+
+def paired_difference(first: Estimate, second: Estimate) -> tuple[float, float]:
+    """Mean of second - first over the same data, and its standard error.
+
+    What makes an image hard is common to both and cancels, so this error is smaller than either's.
+    It holds the Monte Carlo noise of both, which differs from image to image.
+    """
+    difference = second.log_evidence - first.log_evidence
+    return float(difference.mean()), float(difference.std()) / math.sqrt(len(difference))

@@ -6,7 +6,7 @@ or a tuple of two Pyro programs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from ..inference.modules import Modules, mode
+from ..inference.programs import Program
 from .factories import FactoryError
 from .options import accepts, call, look_up
 from .zoo import MODELS
-
-Program = Callable[..., Any]
 
 
 @dataclass(frozen=True)

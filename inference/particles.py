@@ -18,6 +18,7 @@ from .ways import WAYS, Evaluation, evaluate
 
 _TRIAL_PARTICLES = 3
 _TRIAL_DATA = 4
+_COUPLING_DATA = 256
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def plan_particles(
     if particles != "auto" and particles not in WAYS:
         raise ValueError(f"particles must be 'auto' or one of {WAYS}, but is {particles!r}")
     layout, trial, sliceable = _inspect_small(model, guide, args)
-    if sliceable and not _rows_stand_alone(model, guide, args, trial, layout):
+    if sliceable and not _rows_stand_alone(model, guide, _many(args), trial, layout):
         trial, sliceable = args, False
     if particles == "auto":
         candidates = [("plate", "plate"), ("plate", "tile"), ("tile", "tile")]
@@ -118,6 +119,16 @@ def _inspect_small(
     except ProgramError:
         return layout, args, size == 1
     return layout, few, True
+
+
+def _many(args: tuple) -> tuple:
+    """More data than the trial takes, to hold it against, in one run.
+
+    A context that might be cut shows only on all data whether it may be.
+    """
+    size = num_data(args[0])
+    may_be_cut = any(isinstance(c, Tensor) and c.dim() and len(c) == size for c in args[1:])
+    return args if may_be_cut else take(args, slice(0, _COUPLING_DATA))
 
 
 def _rows_stand_alone(

@@ -10,6 +10,7 @@ import pyro
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 Program = Callable[..., Any]
@@ -42,6 +43,12 @@ def num_data(x: Data) -> int:
     if sizes[0] == 0:
         raise ValueError(f"x must hold at least one datum, but has shape {tuple(parts[0].shape)}")
     return sizes[0]
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise ValueError unless ``value`` is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, but is {value!r}")
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], args: tuple) -> tuple:
@@ -122,7 +129,7 @@ def sample_sites(trace: poutine.Trace) -> dict[str, dict]:
         name: site
         for name, site in trace.nodes.items()
         if site["type"] == "sample"
-        and type(site["fn"]).__name__ != "_Subsample"
+        and not site_is_subsample(site)
         and not site["infer"].get("_deterministic", False)
     }
 

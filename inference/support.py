@@ -1,4 +1,4 @@
-"""What a site's value must be and is not: the short form of a distribution's complaint."""
+"""What values must be and are not: finite, and inside the support of their site."""
 
 from __future__ import annotations
 
@@ -8,6 +8,21 @@ from typing import Any
 
 from torch import Tensor
 from torch.distributions import constraints
+
+
+def not_finite(value: Tensor) -> str | None:
+    """The first NaN or infinity of a tensor and the datum that holds it; None when all is finite.
+
+    Example:
+        >>> import torch
+        >>> not_finite(torch.tensor([[0.0, 1.0], [0.0, float("nan")]]))
+        'datum 1 holds nan'
+    """
+    if not value.is_floating_point() or value.isfinite().all():
+        return None
+    bad = ~value.isfinite()
+    row = int(bad.nonzero()[0, 0]) if value.dim() else 0
+    return f"datum {row} holds {value[bad][0].item()}"
 
 
 def _base_support(fn: Any) -> Any:
@@ -22,9 +37,9 @@ def _base_support(fn: Any) -> Any:
 
 
 def unbounded(fn: Any) -> bool:
-    """Whether every real number, or vector, is in the support, or the support is not known."""
+    """Whether every real number is in the support of a component, or the support is not known."""
     support = _base_support(fn)
-    return support is None or support in (constraints.real, constraints.real_vector)
+    return support is None or support is constraints.real
 
 
 def support_varies(fn: Any) -> bool:
@@ -35,7 +50,8 @@ def support_varies(fn: Any) -> bool:
         >>> support_varies(dist.Uniform(0.0, torch.ones(3))), support_varies(dist.Gamma(1.0, 1.0))
         (True, False)
     """
-    return any(isinstance(value, Tensor) for value in vars(_base_support(fn) or object).values())
+    support = _base_support(fn)
+    return support is not None and any(isinstance(v, Tensor) for v in vars(support).values())
 
 
 @contextmanager

@@ -1,14 +1,14 @@
-r"""Per-datum importance weights of a program pair: what every objective and estimator is made of.
+r"""Per-datum importance weights of a program pair: what every estimator here is made of.
 
 For a model :math:`p(x_n, z_n)` and a guide :math:`q(z_n \mid x_n)`, both plain Pyro programs,
 
 .. math:: \log w_{kn} = \log p(x_n, z_{kn}) - \log q(z_{kn} \mid x_n), \quad
           z_{kn} \sim q(\cdot \mid x_n), \quad k = 1 \dots K, \; n = 1 \dots N,
 
-so that :math:`\mathbb{E}_q w_{kn} = p(x_n)`. Everything else is a reduction of these numbers: the
-ELBO is their mean, IWAE the logarithm of the mean of the weights, an estimate of log p(x) the same
-with more particles. They are unscaled (subsampling and ``poutine.scale`` never reach them), masked
-as the program says, in nats and in float64.
+so that :math:`\mathbb{E}_q w_{kn} = p(x_n)`. The ELBO is their logarithm's mean, an estimate of
+log p(x) the logarithm of their mean. They are unscaled (subsampling and ``poutine.scale`` never
+reach them), masked as the program says, in nats and in float64. Training takes Pyro's own
+objectives, which do not pass through here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,15 @@ from pyro import poutine
 from torch import Tensor
 
 from .particles import ParticlePlan, draw, plan_particles
-from .programs import Data, Program, ProgramError, num_data, run_program, sample_sites
+from .programs import (
+    Data,
+    Program,
+    ProgramError,
+    check_count,
+    num_data,
+    run_program,
+    sample_sites,
+)
 from .ways import evaluate
 
 
@@ -107,7 +115,7 @@ def log_weights(
         >>> bool((weights.log_weight - exact).abs().max() < 1e-6)  # constant at the posterior
         True
     """
-    _check_count("num_particles", num_particles)
+    check_count("num_particles", num_particles)
     args = (x, *context)
     if plan is None:
         lone = particles == "auto" and num_particles == 1
@@ -163,7 +171,7 @@ def log_joint(
     counts = {name: value.shape[0] for name, value in latents.items()}
     if len(set(counts.values())) > 1:
         raise ValueError(f"latents must hold the same number of particles, but hold {counts}")
-    count = next(iter(counts.values()))
+    count = next(iter(counts.values()), 1)  # without latents of its own, a model has one joint
     scored = evaluate(plan.model_way, model, None, args, plan.layout, count, latents)
     return _total(scored.model_sites, (count, num_data(x)), x)
 
@@ -206,8 +214,3 @@ def _total(sites: Mapping[str, Tensor], shape: tuple[int, int], x: Data) -> Tens
     first = x[0] if isinstance(x, tuple) else x
     start = torch.zeros(shape, dtype=torch.float64, device=first.device)
     return sum(sites.values(), start)
-
-
-def _check_count(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, but is {value!r}")

@@ -70,7 +70,9 @@ class VampPrior(nn.Module):
     Args:
         posterior: the VAE's posterior module.
         pseudo_inputs: their start, ``(M, ...)`` like data; training data make a good one.
-        bounds: where given, the pseudo-inputs are kept inside, as pixels are.
+        bounds: where given, the pseudo-inputs are kept inside, as pixels are, by clamping. An entry
+            that a step carried outside gets no gradient and stays at its bound; with inputs that
+            start on the bounds, as black and white pixels do, that may become most of them.
 
     References:
         Tomczak and Welling, *VAE with a VampPrior*, 2018.

@@ -50,7 +50,11 @@ def save(module: nn.Module, path: str | os.PathLike) -> None:
         >>> torch.equal(load(path).log_evidence(x), linear.log_evidence(x))
         True
     """
-    description = {"module": _describe_whole(module), "training": module.training}
+    description = {
+        "module": _describe_whole(module),
+        "training": [name for name, part in module.named_modules() if part.training],
+        "frozen": [name for name, value in module.named_parameters() if not value.requires_grad],
+    }
     rebuilt = _build_quietly(
         description["module"], {_key(type(part)): type(part) for part in module.modules()}
     )
@@ -113,7 +117,8 @@ def load(
     allowed = {_key(one): one for one in classes}
     try:
         description = json.loads(metadata["description"])
-        module, training = _build_quietly(description["module"], allowed), description["training"]
+        module = _build_quietly(description["module"], allowed)
+        training, frozen = set(description["training"]), set(description["frozen"])
         if not isinstance(module, nn.Module):
             raise TypeError("it describes no module")
     except (KeyError, TypeError, AttributeError, RuntimeError, json.JSONDecodeError) as error:
@@ -135,7 +140,11 @@ def load(
                     f"but has {tuple(tensors[name].shape)}"
                 )
             place.data = tensors[name].clone()  # off the file, and aligned as torch allocates
-    return module.train(training)
+    for name, part in module.named_modules():
+        part.training = name in training
+    for name, value in module.named_parameters():
+        value.requires_grad_(name not in frozen)
+    return module
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

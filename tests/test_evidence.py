@@ -438,6 +438,19 @@ def test_scores_on_a_gpu_agree_with_the_cpu():
     assert weights.log_weight.is_cuda
 
 
+def test_a_shuffled_loader_is_refused():
+    linear = LinearGaussianVAE(data_dim=3, latent_dim=1)
+    loader = DataLoader(TensorDataset(torch.zeros(4, 3)), shuffle=True)
+    with pytest.raises(ValueError, match="x must be a DataLoader with shuffle=False"):
+        ImportanceSampling(num_samples=5)(linear.model, linear.guide, loader)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "a"])
+def test_a_seed_is_a_whole_number(seed):
+    with pytest.raises(ValueError, match="seed must be a whole number"):
+        ImportanceSampling(seed=seed)
+
+
 # --- supports ------------------------------------------------------------------------------------
 
 

@@ -94,7 +94,7 @@ class Tower(nn.Sequential):
 
 
 def write(path, module_description, tensors=None, format=saving.FORMAT):
-    description = json.dumps({"module": module_description, "training": True})
+    description = json.dumps({"module": module_description, "training": [], "frozen": []})
     save_file(
         tensors or {"weight": torch.zeros(1)},
         path,
@@ -271,7 +271,7 @@ LINEAR = {"in_features": 1, "out_features": 1, "bias": False}
         "[]",
         "{}",
         *(
-            json.dumps({"module": module, "training": True})
+            json.dumps({"module": module, "training": [], "frozen": []})
             for module in (
                 3,
                 {"module": 3},
@@ -366,3 +366,13 @@ def test_a_disk_that_takes_no_more_leaves_what_was_there(tmp_path):
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         save(LinearGaussianVAE(4, 2), tmp_path / "nowhere" / "model")
+
+
+def test_frozen_parameters_and_the_mode_of_each_part_come_back(tmp_path):
+    module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    module[0].weight.requires_grad_(False)
+    module[1].eval()
+    save(module, tmp_path / "module")
+    again = load(tmp_path / "module")
+    assert [again.training, again[0].training, again[1].training] == [True, True, False]
+    assert [value.requires_grad for value in again.parameters()] == [False, True, True, True]

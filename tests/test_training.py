@@ -6,7 +6,7 @@ import io
 import math
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -54,13 +54,7 @@ from pyrovae.inference.training.warmup import weighted
 QUIET: dict[str, Any] = {"progress": False, "seed": 0}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing from threads, and lose a lot on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def decay(optimizer: torch.optim.Optimizer) -> lr_scheduler.LRScheduler:

@@ -309,3 +309,9 @@ def test_predictive_draws_from_models():
     x = torch.zeros(4, 3)
     predictive = pyro.infer.Predictive(poutine.uncondition(linear.model), num_samples=7)
     assert predictive(x)["x"].shape == (7, 4, 3)
+
+
+def test_a_model_without_latents_of_its_own_has_a_joint():
+    case = programs.hidden_markov()
+    joint = log_joint(case.model, {}, *case.args)
+    np.testing.assert_allclose(joint[0], case.exact, atol=1e-9)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ import torch
 from ...inference import Estimate, History, ImportanceSampling, fit
 from ...models import VAE
 from ..datasets import Dataset, load
-from ..diagnostics import active_units, posterior_means
+from ..diagnostics import active_units, paired_difference, posterior_means
 from ..machine import describe_machine
 from ..zoo import gated_vae, gated_vamp_vae
 
@@ -128,8 +127,7 @@ def main() -> None:
         estimate = score(seed=options.seed)(vae.model, vae.guide, test)
         rows.append(row(name, vae, history, seconds, estimate, data))
         estimates.append(estimate)
-    paired = estimates[1].log_evidence - estimates[0].log_evidence
-    difference = float(paired.mean()), float(paired.std()) / math.sqrt(len(paired))
+    difference = paired_difference(*estimates)
     print(table(rows, difference))
     if options.output is not None:
         machine = describe_machine()

@@ -15,8 +15,6 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-DIRECTIONS = ("lower", "upper", "consistent")
-
 
 def khat_threshold(num_samples: int) -> float:
     """The k̂ above which K samples say nothing: min(1 − 1/log10 K, 0.7).
@@ -69,7 +67,8 @@ class Estimate:
             expectation lies.
         num_samples: K.
         elbo: mean log-weight of the same samples: an unbiased estimate of the ELBO.
-        elbo_stderr: its Monte Carlo standard error.
+        elbo_stderr: its Monte Carlo standard error; NaN for K = 1, and where a weight of zero makes
+            the ELBO −infinity.
         provenance: estimator, settings, seed, tiles, versions, seconds.
     """
 

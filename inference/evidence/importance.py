@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 from tqdm.auto import tqdm
 
 from ..frozen import freeze_guide
 from ..particles import ParticlePlan, plan_particles, take
-from ..programs import Data, Program, num_data
+from ..programs import Data, Program, check_count, num_data
 from ..weights import Weights, log_weights
 from .accumulator import WeightSums
 from .estimate import Estimate, concatenate, versions
@@ -42,12 +42,12 @@ class _Sampling:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("num_samples", "memory"):
-            value = getattr(self, name)
-            if value is None and name == "memory":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, but is {value!r}")
+        check_count("num_samples", self.num_samples)
+        if self.memory is not None:
+            check_count("memory", self.memory)
+        seed = self.seed
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
+            raise ValueError(f"seed must be a whole number of at least 0 or None, but is {seed!r}")
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,10 @@ def _estimate(
     if isinstance(x, DataLoader):
         if context:
             raise TypeError("with a DataLoader the context comes from its items, not beside it")
+        if isinstance(x.sampler, RandomSampler):
+            raise ValueError(
+                "x must be a DataLoader with shuffle=False: its order is the estimate's"
+            )
         batches: Iterable[tuple] = (
             tuple(item) if isinstance(item, list | tuple) else (item,) for item in x
         )

@@ -1,7 +1,7 @@
 """Scoring leaves no trace, and refuses what would make its numbers wrong.
 
-Inside the scope no gradient is kept, distributions are not validated (each tile of data is checked
-once, before), and torch draws from seeds of its own; afterwards the random state, the validation
+Inside the scope no gradient is kept, distributions are not validated (the data are checked once,
+before), and torch draws from seeds of its own; afterwards the random state, the validation
 flags and the parameter store are as they were.
 """
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from ..modules import Modules
 from ..particles import ParticlePlan, draw
 from ..programs import Program, ProgramError, map_tensors
+from ..support import not_finite
 
 
 @contextmanager
@@ -65,7 +66,7 @@ def check_plan(plan: ParticlePlan) -> None:
 
 
 def check_support(model: Program, guide: Program | None, args: tuple, plan: ParticlePlan) -> None:
-    """Run one particle with Pyro's validation on: is every value in its site's support?
+    """Run one particle with Pyro's validation on: is every observation in its site's support?
 
     Raises:
         ProgramError: it is not; names the site, or repeats the complaint of a distribution.
@@ -87,7 +88,6 @@ def device_of(model: Program, guide: Program | None) -> torch.device | None:
 
 def move(args: tuple, device: torch.device | None) -> tuple:
     """Bring data and context to the device of the parameters."""
-
     return args if device is None else map_tensors(lambda value: value.to(device), args)
 
 
@@ -100,9 +100,5 @@ def check_finite(args: tuple) -> None:
     names = ("x", *(f"context[{i}]" for i in range(len(args) - 1)))
     for name, arg in zip(names, args, strict=True):
         for part in arg if isinstance(arg, tuple) else (arg,):
-            if isinstance(part, Tensor) and part.is_floating_point():
-                bad = ~part.isfinite()
-                if bad.any():
-                    row = int(bad.nonzero()[0, 0]) if part.dim() else 0
-                    value = part[bad][0].item()
-                    raise ValueError(f"{name} must be finite, but datum {row} holds {value}")
+            if isinstance(part, Tensor) and (fault := not_finite(part)):
+                raise ValueError(f"{name} must be finite, but {fault}")

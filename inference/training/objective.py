@@ -14,7 +14,7 @@ and compute no gradient without one, so programs that make none (modules need no
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,11 +34,11 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ..modules import Buffers, mode
+from ..programs import Program
 from ..rng import derive, forked
 from .parameters import MARKER, Parameters
 from .warmup import weighted
 
-Program = Callable[..., Any]
 JIT = (JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..rng import derive
+from ..support import not_finite
 from .checkpoint import crc32
 
 X = Tensor | tuple[Tensor, ...]
@@ -48,10 +49,8 @@ def check_x(name: str, value: Any) -> int:
     if len(set(sizes)) > 1:
         raise ValueError(f"{name}: its parts must hold the same number of data, but hold {sizes}")
     for part in parts:
-        if part.is_floating_point() and not torch.isfinite(part).all():
-            row = int((~torch.isfinite(part)).flatten(1 if part.dim() > 1 else 0).nonzero()[0, 0])
-            bad = part[row][~torch.isfinite(part[row])].reshape(-1)[0].item()
-            raise ValueError(f"{name}: must be finite, but datum {row} holds {bad}")
+        if fault := not_finite(part):
+            raise ValueError(f"{name}: must be finite, but {fault}")
     return sizes[0]
 
 
