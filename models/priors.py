@@ -8,6 +8,7 @@ mixtures and the VampPrior move towards it.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -61,6 +62,31 @@ class GaussianMixture(nn.Module):
         return DiagonalNormalMixture(self.logits, self.loc, self.log_scale.exp())
 
 
+class _Clamp(torch.autograd.Function):
+    """Clamping whose gradient, outside, is that at the bound where a descent would lead inside.
+
+    That of ``Tensor.clamp`` is zero outside. Pixels that start black or white are carried there by
+    the first steps, and half of all would never move again.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(inputs: Tensor, low: float, high: float) -> Tensor:
+        return inputs.clamp(low, high)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float, float], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.low, ctx.high = inputs[1:]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (inputs,) = ctx.saved_tensors
+        outwards = (inputs < ctx.low) & (gradient > 0) | (inputs > ctx.high) & (gradient < 0)
+        return gradient.masked_fill(outwards, 0.0), None, None
+
+
 class VampPrior(nn.Module):
     r"""The variational mixture of posteriors, :math:`\frac1M \sum_m q(z \mid u_m)`.
 
@@ -70,9 +96,9 @@ class VampPrior(nn.Module):
     Args:
         posterior: the VAE's posterior module.
         pseudo_inputs: their start, ``(M, ...)`` like data; training data make a good one.
-        bounds: where given, the pseudo-inputs are kept inside, as pixels are, by clamping. An entry
-            that a step carried outside gets no gradient and stays at its bound; with inputs that
-            start on the bounds, as black and white pixels do, that may become most of them.
+        bounds: where given, the posterior sees the pseudo-inputs clamped into them, as pixels are.
+            An entry that a step carried outside keeps the part of its gradient along which descent
+            leads back inside, so that none is stuck at its bound.
 
     References:
         Tomczak and Welling, *VAE with a VampPrior*, 2018.
@@ -106,7 +132,7 @@ class VampPrior(nn.Module):
     def forward(self) -> TorchDistributionMixin:
         inputs: Tensor = self.pseudo_inputs
         if self.bounds is not None:
-            inputs = inputs.clamp(*self.bounds)
+            inputs = _Clamp.apply(inputs, *self.bounds)
         components = self.posterior(inputs)
         logits = components.mean.new_zeros(len(inputs))
         base = getattr(components, "base_dist", None)

@@ -160,18 +160,45 @@ def test_pseudo_inputs_start_as_a_copy():
     assert x.min() > 0
 
 
-def test_bounds_hold_the_pseudo_inputs_inside_and_pass_gradients_there():
-    prior = vamp(bounds=(0.0, 1.0))
+def test_bounds_hold_the_pseudo_inputs_inside():
+    prior, inside = vamp(bounds=(0.0, 1.0)), vamp()
     with torch.no_grad():
         prior.pseudo_inputs[0] = torch.tensor([-3.0, 0.5, 7.0])
-    inside = vamp()
-    with torch.no_grad():
         inside.pseudo_inputs[0] = torch.tensor([0.0, 0.5, 1.0])
     z = torch.randn(5, Z)
     torch.testing.assert_close(prior().log_prob(z), inside().log_prob(z))
-    prior().log_prob(z).sum().backward()
-    assert (prior.pseudo_inputs.grad[0] != 0).tolist() == [False, True, False]
-    assert (prior.pseudo_inputs.grad[1:] != 0).all()
+
+
+def test_outside_its_bounds_an_entry_gets_the_gradient_that_leads_back():
+    prior, at_bounds = vamp(bounds=(0.0, 1.0)), vamp()
+    with torch.no_grad():
+        prior.pseudo_inputs.copy_(torch.tensor([-3.0, 0.5, 7.0]).expand_as(prior.pseudo_inputs))
+        at_bounds.pseudo_inputs.copy_(prior.pseudo_inputs.clamp(0, 1))
+    z = torch.randn(5, Z)
+    for sign in (1, -1):  # one of the two leads back, whatever the density
+        for each in (prior, at_bounds):
+            each.zero_grad()
+            (sign * each().log_prob(z).sum()).backward()
+        true = at_bounds.pseudo_inputs.grad
+        below, between, above = true.unbind(-1)
+        expected = torch.stack([below.clamp(max=0), between, above.clamp(min=0)], -1)
+        assert expected.count_nonzero() < true.count_nonzero()
+        torch.testing.assert_close(prior.pseudo_inputs.grad, expected)
+
+
+def test_pseudo_pixels_that_start_black_and_white_are_not_stuck_outside():
+    torch.manual_seed(0)
+    wanted = 0.1 + 0.8 * torch.rand(6, 3)
+    prior = VampPrior(DiagonalNormal(nn.Linear(3, 2 * 3)), (wanted > 0.5).float(), (0.0, 1.0))
+    with torch.no_grad():
+        prior.pseudo_inputs.add_(torch.where(wanted > 0.5, 0.3, -0.3))  # as if by a first step
+        loc = prior.posterior(wanted).mean
+    optimizer = torch.optim.Adam([prior.pseudo_inputs], lr=0.02)
+    for _ in range(500):
+        optimizer.zero_grad()
+        (prior().loc - loc).square().sum().backward()
+        optimizer.step()
+    torch.testing.assert_close(prior.pseudo_inputs.detach(), wanted, atol=2e-2, rtol=0)
 
 
 def test_pseudo_inputs_may_be_images():
