@@ -15,8 +15,11 @@ def main() -> None:
         sys.exit(
             f"pyrovae: the command line needs {' and '.join(missing)}: pip install 'pyrovae[bench]'"
         )
-    from .cli import app
-
+    try:
+        from .cli import app  # a second or two, in which a user may think better of it
+    except KeyboardInterrupt:
+        print("pyrovae: interrupted", file=sys.stderr)
+        sys.exit(130)
     app(prog_name="pyrovae")
 
 

@@ -59,7 +59,7 @@ def told(function: Callable[P, None]) -> Callable[P, None]:
                 function(*args, **kwargs)
             sys.stdout.flush()
         except Stopped as error:
-            _fail(str(error), 130)
+            _fail(str(error), error.exit_code)
         except KeyboardInterrupt:
             _fail("interrupted", 130)
         except BrokenPipeError:

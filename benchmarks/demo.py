@@ -19,7 +19,7 @@ import torch
 
 from ..inference import Estimate, ImportanceSampling
 from ..inference.evidence import khat_threshold
-from ..inference.training.checkpoint import write_atomically
+from ..inference.files import write_atomically
 from ..models import VAE
 from .diagnostics import active_units, paired_difference, posterior_means
 from .pictures import latent_space, learning_curve, reconstructions, samples

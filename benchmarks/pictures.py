@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ..inference import History
-from ..inference.training.checkpoint import write_atomically
+from ..inference.files import write_atomically
 
 COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#8d5a97", "#c7862b")
 GREY = "#555555"

@@ -22,8 +22,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..inference.files import write_atomically
 from ..inference.training.checkpoint import load as load_checkpoint
-from ..inference.training.checkpoint import write_atomically
 
 FORMAT = "pyrovae-run-1"
 MAY_DIFFER = ("epochs", "device", "data_folder")  # when a run goes on
@@ -191,14 +191,26 @@ def open_run(path: str | Path) -> Run:
         raise FileNotFoundError(f"there is no run in {path}: it has no run.json")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        found = content.pop("format", None)
-        if found != FORMAT:
-            raise ValueError(f"its format should be {FORMAT}, but is {found}")
-        settings = Settings(**content.pop("settings"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        settings = _read_settings(content)
+    except ValueError as error:
         raise ValueError(f"{file} is damaged, or not a run's record: {error}") from error
-    content.pop("command", None)
-    return Run(path, settings, content)
+    rest = {key: content[key] for key in content.keys() - {"format", "command", "settings"}}
+    return Run(path, settings, rest)
+
+
+def _read_settings(content: Any) -> Settings:
+    """The settings of a record, which anything may have written."""
+    if not isinstance(content, dict):
+        raise ValueError(f"it should be a JSON object, but is {content!r:.40}")
+    if content.get("format") != FORMAT:
+        raise ValueError(f"its format should be {FORMAT}, but is {content.get('format')}")
+    for name in ("settings", "dataset", "result"):
+        part = content.get(name)
+        if not isinstance(part, dict) and (part is not None or name == "settings"):
+            raise ValueError(f"its {name} should be a JSON object, but is {part!r:.40}")
+    if strange := content["settings"].keys() - {one.name for one in fields(Settings)}:
+        raise ValueError(f"its settings hold {', '.join(sorted(strange))}, which are none")
+    return Settings(**content["settings"])
 
 
 def going_on(run: Run, given: Mapping[str, Any]) -> Run:

@@ -23,7 +23,7 @@ import torch
 
 from ..inference import Estimate, ImportanceSampling, PriorMonteCarlo
 from ..inference.evidence.estimate import khat_threshold
-from ..inference.training.checkpoint import write_atomically
+from ..inference.files import write_new
 from ..models import load
 from .datasets import Dataset
 from .factories import FactoryError
@@ -63,7 +63,10 @@ class Question:
         parts = [re.sub(r"[^\w.-]+", "-", self.estimator), self.split, f"K{self.num_samples}"]
         if self.subset is not None:
             parts.append(f"subset{self.subset}-{self.subset_seed}")
-        return run.path / f"evidence-{'-'.join(parts)}-seed{self.seed}.nc"
+        # a run that goes on has other parameters, and its older answers stay true of the older
+        epochs = run.epochs_done() if run.result is None else run.result["epochs"]
+        parts += [f"seed{self.seed}", f"epoch{epochs}"]
+        return run.path / f"evidence-{'-'.join(parts)}.nc"
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def evidence(run: Run, question: Question, output: Path | None = None) -> Answer
         )
     found = estimate.to_dataset().assign_coords(datum=rows.numpy())
     found.attrs |= _provenance(run, question, dataset)
-    write_atomically(file, bytes(found.to_netcdf(engine="scipy")))
+    file = write_new(file, bytes(found.to_netcdf(engine="scipy")))
     return Answer(estimate, rows, len(dataset.split(question.split)), file)
 
 

@@ -13,7 +13,7 @@ import pyro.infer
 
 from ..inference import History, TrainingInterrupted, fit
 from ..inference.evidence.estimate import versions
-from ..inference.training.checkpoint import write_atomically
+from ..inference.files import write_atomically
 from ..models import save
 from . import datasets
 from .datasets import Dataset
@@ -52,7 +52,15 @@ class Trained:
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C during training: the message says what is kept and the command that goes on."""
+    """Ctrl-C or SIGTERM in training: the message says what is kept, and the command to go on.
+
+    Attributes:
+        exit_code: of a shell for a program that this signal ended.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 def train(settings: Settings, output: str | Path, progress: bool = True) -> Trained:
@@ -209,7 +217,7 @@ def _fit(run: Run, dataset: Dataset, pair: Pair, resume: bool, progress: bool) -
         history = _call_fit(run, dataset, pair, run.settings.epochs, resume, progress)
     except TrainingInterrupted as stop:
         what = str(stop).partition("; to go on")[0]
-        raise Stopped(f"{what}\n{go_on(run)}") from stop
+        raise Stopped(f"{what}\n{go_on(run)}", 128 + stop.signal) from stop
     unsaved = _save_model(run, pair)
     table = history.to_pandas().to_csv()
     write_atomically(run.history, table.encode())

@@ -33,6 +33,7 @@ from .refusals import (
     refuse_shape,
     refuse_unmatched_latents,
 )
+from .support import bytes_hint
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,9 @@ def _first_run(
             for value in module.parameters(recurse=False)
         }
         having = f" (its parameters are {', '.join(sorted(dtypes))})" if dtypes else ""
-        raise ProgramError(f"the {role} fails on data of {given}{having}: {error}") from error
+        raise ProgramError(
+            f"the {role} fails on data of {given}{having}: {error}{bytes_hint(args[0])}"
+        ) from error
 
 
 def _batch_dims(site: dict) -> int:

@@ -56,6 +56,13 @@ def refuse_unmatched_latents(
     for name, site in model_sites.items():
         known = prior_proposal or name in guide_sites or is_enumerated(site)
         if not (site["is_observed"] or known):
+            whole = name.removesuffix("_unobserved")
+            if whole != name and f"{whole}_observed" in model_sites:
+                raise ProgramError(
+                    f"model site '{whole}' has obs_mask=, by which Pyro makes latents of what is "
+                    f"missing: sample '{name}' in the guide, or leave the missing part out of "
+                    "the density with `poutine.mask`"
+                )
             raise ProgramError(
                 f"model site '{name}' is latent but not in the guide: sample it there, "
                 "or mark it with infer={'enumerate': 'parallel'}"

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -23,6 +24,18 @@ def not_finite(value: Tensor) -> str | None:
     bad = ~value.isfinite()
     row = int(bad.nonzero()[0, 0]) if value.dim() else 0
     return f"datum {row} holds {value[bad][0].item()}"
+
+
+def bytes_hint(x: object) -> str:
+    """What to do with images that are still bytes, to be added to a message; else nothing.
+
+    Example:
+        >>> import torch
+        >>> bytes_hint(torch.zeros(2, 784, dtype=torch.uint8)), bytes_hint(torch.zeros(2, 784))
+        ('; bytes of images become pixels in [0, 1] by x / 255', '')
+    """
+    is_bytes = isinstance(x, Tensor) and x.dtype == torch.uint8
+    return "; bytes of images become pixels in [0, 1] by x / 255" if is_bytes else ""
 
 
 def _base_support(fn: Any) -> Any:

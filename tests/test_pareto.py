@@ -74,3 +74,25 @@ def test_a_datum_that_underflows_does_not_touch_the_others():
     broken = torch.cat([torch.zeros(10), torch.full((90,), -2000.0)]).double()[:, None]
     both = pareto_shape(torch.cat([sound, broken], 1))
     assert both[0] == pytest.approx(float(pareto_shape(sound)[0]), rel=1e-12)
+
+
+def test_ties_with_the_threshold_are_no_part_of_the_tail():
+    """Discrete latents give equal weights: ArviZ fits what lies strictly above, and so do we."""
+    random = np.random.default_rng(3)
+    log_weights = np.sort(np.round(random.standard_t(3, (1, 2000)), 1))
+    log_weights[:, -150:-30] = log_weights[:, -150:-149]
+    khat = pareto_shape(
+        torch.from_numpy(log_weights.T.copy()).topk(arviz_tail(2000) + 1, dim=0).values
+    )
+    np.testing.assert_allclose(khat.numpy(), arviz_khat(log_weights), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("above", [0, 1, 4, 5, 40])
+def test_weights_of_few_values_have_a_khat_or_none(above):
+    tied = torch.cat([torch.linspace(2, 1, 40)[:above], torch.zeros(100 - above)]).double()
+    khat = float(pareto_shape(tied[:, None]))
+    if above == 0:
+        assert khat == -math.inf
+    else:
+        assert math.isnan(khat) == (above < 5)
+        assert not khat > 0.7

@@ -281,8 +281,8 @@ def test_estimators_by_name_and_of_ones_own(tmp_path: Path) -> None:
     assert prior.estimate.provenance["estimator"] == "PriorMonteCarlo"
     names = {own.file.name, prior.file.name}
     assert names == {
-        "evidence-cli_toys-Doubled-test-K30-seed0.nc",
-        "evidence-prior-monte-carlo-test-K40-seed0.nc",
+        "evidence-cli_toys-Doubled-test-K30-seed0-epoch3.nc",
+        "evidence-prior-monte-carlo-test-K40-seed0-epoch3.nc",
     }
     with pytest.raises(FactoryError, match="should return an Estimate, found float"):
         scoring.evidence(run, Question(estimator="cli_toys:no_estimate"))
@@ -312,6 +312,35 @@ def test_an_unfinished_run_is_scored_from_its_checkpoint(tmp_path: Path) -> None
         scoring.evidence(run, QUICK, tmp_path / "c.nc")
 
 
+def test_a_run_that_went_on_is_scored_anew_beside_its_older_answer(tmp_path: Path) -> None:
+    run = training.train(BITS, tmp_path / "run").run
+    older = scoring.evidence(run, QUICK)
+    went_on = training.resume(runs.going_on(run, {"epochs": 4})).run
+    newer = scoring.evidence(went_on, QUICK)
+    assert {older.file.name, newer.file.name} == {
+        "evidence-importance-sampling-test-K50-seed0-epoch3.nc",
+        "evidence-importance-sampling-test-K50-seed0-epoch4.nc",
+    }
+    assert not torch.equal(older.estimate.log_evidence, newer.estimate.log_evidence)
+
+
+def test_an_answer_is_not_lost_to_a_file_that_came_in_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = training.train(BITS, tmp_path / "run").run
+    asked = tmp_path / "answer.nc"
+
+    def faster(*args, _call=scoring._rows):
+        asked.write_text("theirs")
+        return _call(*args)
+
+    monkeypatch.setattr(scoring, "_rows", faster)
+    answer = scoring.evidence(run, QUICK, asked)
+    assert asked.read_text() == "theirs"
+    assert answer.file == tmp_path / "answer-2.nc"
+    assert len(xr.load_dataset(answer.file).datum) == len(answer.rows)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": "pyrovae-run-1"}', "\x00\xff"])
 def test_a_damaged_record_is_told(text: str, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(text, encoding="latin-1")
@@ -319,6 +348,25 @@ def test_a_damaged_record_is_told(text: str, tmp_path: Path) -> None:
         open_run(tmp_path)
     with pytest.raises(FileNotFoundError, match="there is no run in"):
         open_run(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ([], r"it should be a JSON object, but is \[\]"),
+        ({"format": "other"}, "its format should be pyrovae-run-1, but is other"),
+        ({"format": "pyrovae-run-1", "settings": 3}, "its settings should be a JSON object, but"),
+        ({"format": "pyrovae-run-1", "settings": {"lr": 1}}, "its settings hold lr, which are"),
+        (
+            {"format": "pyrovae-run-1", "settings": {}, "result": [1]},
+            r"its result should be a JSON object, but is \[1\]",
+        ),
+    ],
+)
+def test_a_record_of_something_else_says_what_is_odd(record, message, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=message):
+        open_run(tmp_path)
 
 
 def test_objectives_by_name_and_of_ones_own(tmp_path: Path) -> None:

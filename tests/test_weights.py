@@ -238,7 +238,14 @@ def _stray_model(x):
         pyro.sample("x", dist.Normal(z[:, None] * torch.ones(1, 3), 1.0), obs=x[:, None] + 0)
 
 
+def _partly_observed_model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x, obs_mask=x > 0)
+
+
 REFUSALS = [
+    (_partly_observed_model, _guide, "model site 'x' has obs_mask=.*sample 'x_unobserved' in the"),
     (_global_model, _global_guide, "latent site 'mu' stands outside"),
     (_model, _delta_guide, "guide site 'z' is a Delta"),
     (_model, _factor_guide, "guide site 'penalty' is a factor"),

@@ -9,15 +9,21 @@ slope = 1/2, shift = mu / 2, scale = sqrt(1/2).
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
+import pytest
 import torch
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
+from torch.optim import lr_scheduler
+
+from pyrovae.inference.training import History
 
 Pair = tuple[Callable[..., Any], Callable[..., Any]]
 
@@ -151,3 +157,72 @@ def fresh_net(binary: bool = False) -> Net:
     with torch.random.fork_rng():
         torch.manual_seed(3)
         return Net(binary=binary)
+
+
+EXACT = ("loss", "validation_elbo", "beta", "learning_rate", "gradient_norm")
+
+
+def assert_same(a: History, b: History) -> None:
+    for column in EXACT:
+        np.testing.assert_array_equal(getattr(a, column), getattr(b, column), err_msg=column)
+    assert (a.best_epoch, a.stopped_early) == (b.best_epoch, b.stopped_early)
+    assert np.isfinite(a.seconds).all()
+
+
+def assert_same_values(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        assert torch.equal(value, b[name]), name
+
+
+def interrupting(
+    guide: Callable[..., Any], at: int, grad: bool = True, number: int = signal.SIGINT
+) -> Callable[..., Any]:
+    """The guide, pressing Ctrl-C in its call number ``at`` with (or without) gradients."""
+    calls = [0]
+
+    def run(*args: Any) -> Any:
+        if torch.is_grad_enabled() == grad:
+            calls[0] += 1
+            if calls[0] == at:
+                signal.raise_signal(number)
+        return guide(*args)
+
+    return run
+
+
+INSPECTIONS = 1  # runs with gradients before the first step
+
+
+def as_functions(net: Net) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The network in plain functions, which name it by ``pyro.module``."""
+
+    def model(x: Tensor) -> None:
+        pyro.module("net", net)
+        net.model(x)
+
+    def guide(x: Tensor) -> None:
+        net.guide(x)
+
+    return model, guide
+
+
+QUIET: dict[str, Any] = {"progress": False, "seed": 0}
+
+
+def decay(optimizer: torch.optim.Optimizer) -> lr_scheduler.LRScheduler:
+    return lr_scheduler.ExponentialLR(optimizer, 0.9)
+
+
+TO_OPTIMUM: dict[str, Any] = {
+    "epochs": 50,
+    "batch_size": 50,
+    "learning_rate": 0.1,
+    "schedule": decay,
+    **QUIET,
+}
+
+
+def assert_optimal(found: dict[str, float], x: Tensor) -> None:
+    for name, value in best_parameters(x).items():
+        assert found[name] == pytest.approx(value, abs=0.03), name

@@ -21,6 +21,8 @@ from torch import Tensor
 
 _PRIOR_COUNT, _PRIOR_SHAPE = 10, 0.5
 MIN_TAIL = 5
+_ROUNDING = 1e-5  # log-weights that differ by less are equal but for single precision
+_TIE = 1e-9  # and by less than this they are the same
 
 
 def tail_length(num_samples: int) -> int:
@@ -42,7 +44,8 @@ def pareto_shape(largest: Tensor) -> Tensor:
 
     Returns:
         k̂, ``(N,)``. −∞ where the tail is constant (an exact proposal), NaN where the tail has
-        fewer than five weights.
+        fewer than five weights, or fewer than five above a threshold that many weights tie with,
+        as those of discrete latents do.
 
     Example:
         >>> u = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000  # quantiles of Pareto(k=0.6)
@@ -55,19 +58,29 @@ def pareto_shape(largest: Tensor) -> Tensor:
         return largest.new_full(largest.shape[1:], math.nan)
     relative = largest - largest[0]
     # what varies by less than single precision resolves is rounding, not a tail
-    constant = relative[-1] > -1e-5
+    constant = relative[-1] > -_ROUNDING
     # where a few weights are all there is, the others underflow: the tail is what can be told apart
     underflow = ~(relative[-1] > math.log(torch.finfo(largest.dtype).tiny))
+    tied = ~constant & ~underflow & (relative[-1 - _quartile(size)] - relative[-1] < _TIE)
     weight = relative.exp()
     exceedances = torch.where(
-        constant | underflow, torch.ones_like(weight[:-1]), weight[:-1] - weight[-1]
+        constant | underflow | tied, torch.ones_like(weight[:-1]), weight[:-1] - weight[-1]
     )
     k = _fit(exceedances.flip(0))
     k = torch.where(constant, torch.full_like(k, -math.inf), k)
     for n in underflow.nonzero().flatten().tolist():
         tail = weight[:, n][weight[:, n] > torch.finfo(largest.dtype).tiny]
         k[n] = _fit(tail.flip(0)[:, None])[0] if len(tail) >= MIN_TAIL else math.inf
+    for n in tied.nonzero().flatten().tolist():
+        above = relative[:, n] - relative[-1, n] > _TIE
+        tail = weight[:, n][above] - weight[-1, n]
+        k[n] = _fit(tail.flip(0)[:, None])[0] if len(tail) >= MIN_TAIL else math.nan
     return k
+
+
+def _quartile(size: int) -> int:
+    """Which of a sample in ascending order, counted from 1, is its first quartile."""
+    return int(size / 4 + 0.5)
 
 
 def _fit(y: Tensor) -> Tensor:
@@ -75,7 +88,7 @@ def _fit(y: Tensor) -> Tensor:
     size = y.shape[0]
     grid = 30 + math.isqrt(size)
     steps = torch.arange(1, grid + 1, dtype=y.dtype, device=y.device)[:, None]
-    quartile = y[int(size / 4 + 0.5) - 1]
+    quartile = y[_quartile(size) - 1]
     theta = 1 / y[-1] + (1 - (grid / (steps - 0.5)).sqrt()) / (3 * quartile)
     shape = torch.stack([torch.log1p(-row * y).mean(0) for row in theta])
     profile = size * ((-theta / shape).log() - shape - 1)

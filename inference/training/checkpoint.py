@@ -23,6 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from ..files import write_atomically
+
 KEY, FORMAT, VERSION = "pyrovae", "pyrovae.training", 1
 
 
@@ -123,30 +125,6 @@ def check_folder(path: Path) -> None:
         raise type(error)(
             error.errno, f"checkpoint: cannot write into {path.parent}: {error.strerror}"
         ) from error
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace the file at ``path`` in one step; on failure the old one stays and nothing is left.
-
-    The name of the file on the way is always the same, so that a killed process leaves at most
-    one, which the next write takes over.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if hasattr(os, "O_DIRECTORY"):  # make the move itself last through a power cut
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:

@@ -272,17 +272,20 @@ class Training:
 
     def _stop_if_asked(self) -> None:
         """After Ctrl-C: save, and say how to go on."""
-        if not self.interrupt.requested:
+        asked = self.interrupt.requested
+        if not asked:
             return
         position, path = self.state.position, self.settings.checkpoint
         where = f"training stopped after batch {position.batch} of epoch {position.epoch}"
         if path is None:
             raise TrainingInterrupted(
                 f"{where}. No checkpoint was asked for, so nothing was saved; the parameters are "
-                "those after the last step"
+                "those after the last step",
+                asked,
             )
         if failure := self._save_unfinished():
-            raise TrainingInterrupted(f"{where}. Its state could not be saved: {failure}")
+            raise TrainingInterrupted(f"{where}. Its state could not be saved: {failure}", asked)
         raise TrainingInterrupted(
-            f"{where}. Its state is in {path}; to go on, call fit in the same way with resume=True"
+            f"{where}. Its state is in {path}; to go on, call fit in the same way with resume=True",
+            asked,
         )

@@ -22,6 +22,7 @@ from pyro.poutine.runtime import Message
 from torch import Tensor, nn
 
 from ..modules import Modules, unused
+from ..support import bytes_hint
 
 DIVIDER = "$$$"  # between module and parameter in the names that pyro.module makes
 MARKER = "_pyrovae_marker"  # a param statement that stands for no parameter
@@ -133,4 +134,6 @@ class Parameters(Messenger):
         if not isinstance(x, Tensor) or str(x.dtype) in dtypes or "dtype" not in str(error):
             return None
         expected = " or ".join(dtypes)
-        return TypeError(f"{name}: must be {expected} like the parameters, but is {x.dtype}")
+        return TypeError(
+            f"{name}: must be {expected} like the parameters, but is {x.dtype}{bytes_hint(x)}"
+        )

@@ -1,0 +1,328 @@
+"""What estimators refuse, what they leave alone, and programs that are no sum over data."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import oracles
+import programs
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from pyrovae.inference import ImportanceSampling, PriorMonteCarlo, ProgramError, log_weights
+from pyrovae.inference.particles import plan_particles
+from pyrovae.models import VAE, LinearGaussianVAE
+from pyrovae.models.likelihoods import Bernoulli
+from pyrovae.models.nets import MLP
+from pyrovae.models.posteriors import DiagonalNormal
+from pyrovae.models.priors import StandardNormal
+
+ESTIMATORS = [ImportanceSampling, PriorMonteCarlo]
+
+
+def linear_program(data_dim, latent_dim, inflate=1.0, shift=0.0, scale=1.0):
+    """A linear-Gaussian model, a guide near its posterior, and the oracle's answer for x."""
+    linear = LinearGaussianVAE(data_dim, latent_dim, scale).double().requires_grad_(False).eval()
+
+    def guide(x):
+        exact = linear.posterior(x)
+        with pyro.plate("data", len(x)):
+            pyro.sample(
+                "z",
+                dist.MultivariateNormal(exact.mean + shift, scale_tril=exact.scale_tril * inflate),
+            )
+
+    def evidence(x):
+        weight, bias = (p.numpy() for p in linear.decoder.parameters())
+        return oracles.linear_gaussian_evidence(weight, bias, scale, x.numpy())
+
+    return linear, guide, evidence
+
+
+# --- manners -------------------------------------------------------------------------------------
+
+
+def test_global_state_is_left_as_it_was():
+    case = programs.function_style()
+    case.model(*case.args)
+    linear = LinearGaussianVAE(data_dim=3, latent_dim=1)
+    pyro.enable_validation(True)
+    before = torch.get_rng_state(), set(pyro.get_param_store().keys()), torch.get_default_dtype()
+    ImportanceSampling(num_samples=10)(case.model, case.guide, *case.args)
+    ImportanceSampling(num_samples=10)(linear.model, linear.guide, torch.zeros(2, 3))
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == set(pyro.get_param_store().keys())
+    assert before[2] == torch.get_default_dtype()
+    assert torch.distributions.Distribution._validate_args
+    assert pyro.poutine.util.is_validation_enabled()
+    assert torch.is_grad_enabled()
+    assert not pyro.settings.get("module_local_params")
+
+
+def test_without_a_seed_two_calls_differ():
+    torch.manual_seed(0)
+    linear, guide, _ = linear_program(4, 2, inflate=1.3)
+    x = linear.sample(3)
+    one, two = (ImportanceSampling(50, seed=None)(linear.model, guide, x) for _ in range(2))
+    assert not torch.equal(one.log_evidence, two.log_evidence)
+    again = ImportanceSampling(50, seed=one.provenance["seed"])(linear.model, guide, x)
+    assert torch.equal(one.log_evidence, again.log_evidence)
+
+
+class Decoder(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, 4), layer)
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.net(z), 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+
+class Functional(nn.Module):
+    def forward(self, x):
+        return nn.functional.dropout(x, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (nn.BatchNorm1d(4), "BatchNorm1d in training mode"),
+        (nn.Dropout(0.5), "Dropout in training mode"),
+        (Functional(), "something random stands outside"),
+    ],
+)
+def test_layers_that_spoil_a_score_are_refused(layer, message):
+    program = Decoder(layer)
+    with pytest.raises(ProgramError, match=message):
+        ImportanceSampling(num_samples=5)(program.model, program.guide, torch.randn(6, 4))
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (torch.full((3, 4), math.nan), ValueError, "x must be finite, but datum 0 holds nan"),
+        (torch.zeros(0, 4), ValueError, "at least one datum"),
+        (torch.zeros(3, 4).double(), ProgramError, "float64"),
+        (torch.zeros(3, 5), ProgramError, "fails on data of"),
+        (np.zeros((3, 4)), TypeError, "x must be a tensor"),
+    ],
+)
+def test_bad_data_are_refused(x, error, message):
+    linear = LinearGaussianVAE(data_dim=4, latent_dim=2)
+    with pytest.raises(error, match=message):
+        ImportanceSampling(num_samples=5)(linear.model, linear.guide, x)
+
+
+def test_grey_pixels_under_a_bernoulli_are_refused_wherever_they_are():
+    vae = VAE(StandardNormal(2), DiagonalNormal(MLP(6, 4)), Bernoulli(MLP(2, 6)))
+    x = torch.zeros(40, 6)
+    x[37, 2] = 0.25
+    with pytest.raises(ProgramError, match=r"site 'x' takes values in Boolean.*holds 0\.25"):
+        ImportanceSampling(num_samples=5, memory=1000)(vae.model, vae.guide, x)
+
+
+def test_a_log_probability_that_is_not_a_number_names_its_site():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.factor("bonus", torch.where(z > 2.5, math.nan, z))  # rare: no trial run meets it
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match="model site 'bonus' has a log-probability of nan"):
+        ImportanceSampling(num_samples=2000)(model, guide, torch.zeros(3))
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("settings", [{"num_samples": 0}, {"num_samples": 2.5}, {"memory": 0}])
+def test_bad_settings_are_refused_when_they_are_made(estimator, settings):
+    with pytest.raises(ValueError, match=f"{next(iter(settings))} must be a whole number"):
+        estimator(**settings)
+
+
+@pytest.mark.gpu
+def test_scores_on_a_gpu_agree_with_the_cpu():
+    torch.manual_seed(0)
+    vae = VAE(StandardNormal(5), DiagonalNormal(MLP(20, 10)), Bernoulli(MLP(5, 20)))
+    x = torch.bernoulli(torch.rand(10, 20))
+    on_cpu = ImportanceSampling(num_samples=2000)(vae.model, vae.guide, x)
+    vae.cuda()
+    on_gpu = ImportanceSampling(num_samples=2000)(vae.model, vae.guide, x)
+    assert on_gpu.provenance["device"].startswith("cuda")
+    z = (on_cpu.log_evidence - on_gpu.log_evidence) / (on_cpu.stderr**2 + on_gpu.stderr**2).sqrt()
+    assert z.abs().max() < 5
+    weights = log_weights(vae.model, vae.guide, x.cuda(), num_particles=3)
+    assert weights.log_weight.is_cuda
+
+
+def test_a_shuffled_loader_is_refused():
+    linear = LinearGaussianVAE(data_dim=3, latent_dim=1)
+    loader = DataLoader(TensorDataset(torch.zeros(4, 3)), shuffle=True)
+    with pytest.raises(ValueError, match="x must be a DataLoader with shuffle=False"):
+        ImportanceSampling(num_samples=5)(linear.model, linear.guide, loader)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "a"])
+def test_a_seed_is_a_whole_number(seed):
+    with pytest.raises(ValueError, match="seed must be a whole number"):
+        ImportanceSampling(seed=seed)
+
+
+# --- supports ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("centre", "scale"), [(-0.5, 1.0), (0.5, 2.0)])
+def test_draws_outside_the_priors_support_weigh_nothing(seed, centre, scale):
+    """torch's unvalidated densities go on outside their support: such draws must not count."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Exponential(x.new_ones(())))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x + centre, scale))
+
+    x = torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64)
+    exact = [
+        oracles.integrate(lambda z, v=v: -z + oracles.normal_logpdf(v, z), 0.0, 30.0, 200_001)
+        for v in x.tolist()
+    ]
+    estimate = ImportanceSampling(num_samples=20_000, seed=seed)(model, guide, x)
+    error = estimate.log_evidence - estimate.bias - torch.tensor(exact)
+    assert (error / estimate.stderr).abs().max() < 5
+
+
+def test_a_likelihood_whose_support_depends_on_a_latent_is_scored():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Exponential(x.new_ones(())))
+            pyro.sample("x", dist.Uniform(torch.zeros_like(z), z), obs=x)
+
+    x = torch.tensor([0.3, 1.0], dtype=torch.float64)
+    exact = [
+        oracles.integrate(lambda z: -z - np.log(z), v, 40.0, 400_001) for v in x.tolist()
+    ]  # p(x) = E_1(x)
+    estimate = PriorMonteCarlo(num_samples=50_000)(model, None, x)
+    error = estimate.log_evidence - estimate.bias - torch.tensor(exact)
+    assert (error / estimate.stderr).abs().max() < 5
+
+
+# --- what stands outside the plate ---------------------------------------------------------------
+
+
+def _prior_guide(x, *context):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+
+
+@pytest.mark.parametrize("memory", [None, 2**14])
+@pytest.mark.parametrize("size", [399, 400])
+def test_a_context_that_all_data_share_may_be_as_long_as_they_are_many(size, memory):
+    def model(x, means):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            parts = dist.Normal(means + 0.0 * z.unsqueeze(-1), 1.0)
+            flat = dist.Categorical(logits=torch.zeros_like(means))
+            pyro.sample("x", dist.MixtureSameFamily(flat, parts), obs=x)
+
+    means = torch.linspace(-10, 10, 400, dtype=torch.float64)
+    x = torch.linspace(-10, 10, size, dtype=torch.float64)
+    exact = oracles.logsumexp(
+        oracles.normal_logpdf(x.numpy()[:, None], means.numpy(), 1.0) - np.log(400), -1
+    )
+    estimate = ImportanceSampling(num_samples=20, memory=memory)(model, _prior_guide, x, means)
+    np.testing.assert_allclose(estimate.log_evidence, exact, atol=1e-9)
+
+
+@pytest.mark.parametrize("memory", [None, 2**14])
+def test_data_coupled_outside_the_plate_are_scored_together(memory):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(x.mean(), 1.0), obs=x)
+
+    x = torch.linspace(-5, 9, 200, dtype=torch.float64)
+    estimate = ImportanceSampling(num_samples=20, memory=memory)(model, _prior_guide, x)
+    np.testing.assert_allclose(
+        estimate.log_evidence, oracles.normal_logpdf(x.numpy(), 2.0), atol=1e-9
+    )
+
+
+def _masked_pair(pixels=3):
+    def model(x, observed):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            fn = dist.Normal(z.unsqueeze(-1) + torch.zeros(pixels), 1.0).mask(observed).to_event(1)
+            pyro.sample("x", fn, obs=x)
+
+    def guide(x, observed):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    return model, guide
+
+
+@pytest.mark.parametrize("memory", [None, 4000])
+def test_a_context_of_the_data_does_not_ask_for_all_of_them_at_once(memory):
+    """The proof that a context may be cut must not take more memory than the cut ones do."""
+    size, longest = 3000, 0
+    x, observed = torch.randn(size, 3), torch.rand(size, 3) < 0.5
+    model, guide = _masked_pair()
+
+    def watched(x, observed):
+        nonlocal longest
+        longest = max(longest, len(x))
+        model(x, observed)
+
+    estimate = ImportanceSampling(num_samples=200, memory=memory)(watched, guide, x, observed)
+    assert longest < 1000
+    kept = [row[seen] for row, seen in zip(x, observed, strict=True)]
+    exact = torch.stack([_shared_mean_evidence(row) for row in kept])
+    assert (
+        (estimate.log_evidence - estimate.bias - exact).abs() < 6 * estimate.stderr + 1e-6
+    ).all()
+
+
+def _shared_mean_evidence(row):
+    """log N(row; 0, I + 1 1'), by the matrix determinant lemma."""
+    size = len(row)
+    square = row.square().sum() - row.sum() ** 2 / (size + 1)
+    return -0.5 * (square + math.log(size + 1) + size * math.log(2 * math.pi))
+
+
+def test_data_coupled_a_little_in_double_precision_are_scored_together():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([len(x)]))
+            pyro.sample("x", dist.Normal(z + 1e-5 * x.mean(), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+    x = torch.randn(50, dtype=torch.float64)
+    assert not plan_particles(model, guide, (x,)).sliceable
+
+
+def test_bytes_are_told_what_they_are():
+    vae = VAE(StandardNormal(2), DiagonalNormal(MLP(6, 4)), Bernoulli(MLP(2, 6)))
+    x = torch.randint(0, 256, (4, 6), dtype=torch.uint8)
+    with pytest.raises(ProgramError, match=r"uint8 .*parameters are float32.*by x / 255"):
+        ImportanceSampling(num_samples=5)(vae.model, vae.guide, x)
