@@ -28,6 +28,7 @@ from .programs import (
     sample_sites,
 )
 from .refusals import (
+    base,
     find_data_dim,
     refuse_guide_sites,
     refuse_shape,
@@ -38,10 +39,19 @@ from .support import bytes_hint
 
 @dataclass(frozen=True)
 class Latent:
-    """Where the dimensions of a latent stand: ``(batch_dims of plates, event_dims)``."""
+    """A latent as its proposal draws it.
+
+    Attributes:
+        batch_dims: how many dimensions its plates take.
+        event_dims: how many belong to one draw.
+        reparameterized: whether a draw is a differentiable function of the parameters.
+        distribution: the name of what it is drawn from.
+    """
 
     batch_dims: int
     event_dims: int
+    reparameterized: bool = True
+    distribution: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,9 @@ class Layout:
         latents: the sampled latents, in the guide's order.
         auxiliary: those among them that are an autoguide's base draws, not the model's latents.
         enumerated: latents summed out exactly, in the model or in the guide.
+        guide_enumerated: those among them that are the guide's.
+        subsample: how many data the data plate draws for itself at each run; None where it takes
+            all of x.
         observed: observed sites of the model, factors included.
         active: layers in training mode that make weights depend on chance or on the other data.
         device: where the parameters live; None when there are none.
@@ -67,12 +80,17 @@ class Layout:
     auxiliary: frozenset[str] = frozenset()
     active: tuple[str, ...] = ()
     device: torch.device | None = None
+    guide_enumerated: frozenset[str] = frozenset()
+    subsample: int | None = None
 
 
-def inspect_programs(model: Program, guide: Program | None, args: tuple) -> Layout:
+def inspect_programs(
+    model: Program, guide: Program | None, args: tuple, *, may_subsample: bool = False
+) -> Layout:
     """Run the pair once on ``args = (x, *context)`` and say what stands in it.
 
-    With ``guide=None`` the latents are the model's own: the prior is the proposal.
+    With ``guide=None`` the latents are the model's own: the prior is the proposal. With
+    ``may_subsample`` the data plate may draw a part of x for itself.
 
     Raises:
         ProgramError: the pair has no per-datum marginal likelihood; names the site.
@@ -94,7 +112,9 @@ def inspect_programs(model: Program, guide: Program | None, args: tuple) -> Layo
     guide_sites = {} if guide_trace is None else sample_sites(guide_trace)
     refuse_guide_sites(guide_sites, model_sites)
     refuse_unmatched_latents(model_sites, guide_sites, prior_proposal=guide is None)
-    data_dim = find_data_dim(model_sites, guide_sites, num_data(args[0]))
+    size = num_data(args[0])
+    data_dim, found = find_data_dim(model_sites, guide_sites, size, may_subsample)
+    subsample = None if found in (size, -1) else found
     nesting = max(
         -frame.dim
         for site in (*model_sites.values(), *guide_sites.values())
@@ -102,7 +122,7 @@ def inspect_programs(model: Program, guide: Program | None, args: tuple) -> Layo
         if frame.vectorized
     )
     for name, site in (*model_sites.items(), *guide_sites.items()):
-        refuse_shape(name, site, data_dim, num_data(args[0]))
+        refuse_shape(name, site, data_dim, subsample or size)
     enumerated = frozenset(
         name
         for sites in (guide_sites, model_sites)
@@ -124,7 +144,12 @@ def inspect_programs(model: Program, guide: Program | None, args: tuple) -> Layo
         data_dim=data_dim,
         nesting=nesting,
         latents={
-            name: Latent(_batch_dims(site), site["fn"].event_dim)
+            name: Latent(
+                _batch_dims(site),
+                site["fn"].event_dim,
+                site["fn"].has_rsample,
+                type(base(site["fn"])).__name__,
+            )
             for name, site in proposal_sites.items()
             if not site["is_observed"] and name not in enumerated
         },
@@ -133,6 +158,8 @@ def inspect_programs(model: Program, guide: Program | None, args: tuple) -> Layo
         auxiliary=frozenset(guide_sites) - frozenset(model_sites),
         active=tuple(type(module).__name__ for module in called.values() if _is_active(module)),
         device=parameters[0].device if parameters else None,
+        guide_enumerated=enumerated & frozenset(guide_sites),
+        subsample=subsample,
     )
 
 

@@ -65,8 +65,7 @@ def plan_particles(
         ProgramError: the pair has no per-datum weights, or the way insisted on is wrong for it.
         ValueError: an unknown way.
     """
-    if particles != "auto" and particles not in WAYS:
-        raise ValueError(f"particles must be 'auto' or one of {WAYS}, but is {particles!r}")
+    _check_way(particles)
     layout, trial, sliceable = _inspect_small(model, guide, args)
     if sliceable:
         many = args
@@ -74,6 +73,38 @@ def plan_particles(
             many = take(args, slice(0, _COUPLING_DATA))
         if not _rows_stand_alone(model, guide, many, trial, layout):
             trial, sliceable = args, False
+    return _choose(model, guide, trial, layout, particles, sliceable)
+
+
+def plan_batch(
+    model: Program, guide: Program, args: tuple, particles: str = "auto", num_particles: int = 2
+) -> ParticlePlan:
+    """Find the cheapest way for one batch as a whole, whose data may be coupled.
+
+    Unlike estimators, objectives take what training has: layers that mix the data of a batch, and
+    a data plate that draws a part of x for itself. For a lone particle nothing is tried.
+    """
+    _check_way(particles)
+    layout = inspect_programs(model, guide, args, may_subsample=True)
+    if num_particles == 1 and particles == "auto":
+        return ParticlePlan(layout, "loop", "loop", sliceable=False)
+    return _choose(model, guide, args, layout, particles, sliceable=False)
+
+
+def _check_way(particles: str) -> None:
+    if particles != "auto" and particles not in WAYS:
+        raise ValueError(f"particles must be 'auto' or one of {WAYS}, but is {particles!r}")
+
+
+def _choose(
+    model: Program,
+    guide: Program | None,
+    trial: tuple,
+    layout: Layout,
+    particles: str,
+    sliceable: bool,
+) -> ParticlePlan:
+    """The first of the ways that agrees with the loop on the trial's data."""
     if particles == "auto":
         candidates = [("plate", "plate"), ("plate", "tile"), ("tile", "tile")]
         if guide is None or layout.enumerated:

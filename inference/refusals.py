@@ -11,7 +11,7 @@ import torch
 from .programs import ProgramError, is_enumerated
 
 
-def _base(fn: Any) -> Any:
+def base(fn: Any) -> Any:
     """The distribution under masks, expansions and independence."""
     while isinstance(
         fn,
@@ -26,7 +26,7 @@ def _base(fn: Any) -> Any:
 def refuse_guide_sites(guide_sites: Mapping[str, dict], model_sites: Mapping[str, dict]) -> None:
     for name, site in guide_sites.items():
         if site["is_observed"]:
-            what = "a factor" if isinstance(_base(site["fn"]), dist.Unit) else "an observation"
+            what = "a factor" if isinstance(base(site["fn"]), dist.Unit) else "an observation"
             raise ProgramError(
                 f"guide site '{name}' is {what}: a guide must be a normalised density, "
                 "and its log-weights would not be those of a proposal"
@@ -41,7 +41,7 @@ def refuse_guide_sites(guide_sites: Mapping[str, dict], model_sites: Mapping[str
             )
         if model_sites[name]["is_observed"]:
             raise ProgramError(f"guide site '{name}' is observed in the model: it is no latent")
-        if isinstance(_base(site["fn"]), dist.Delta) and f"{name}_unconstrained" not in guide_sites:
+        if isinstance(base(site["fn"]), dist.Delta) and f"{name}_unconstrained" not in guide_sites:
             raise ProgramError(
                 f"guide site '{name}' is a Delta: a point has no density to weigh a latent with; "
                 "give it a distribution that covers the posterior"
@@ -70,16 +70,19 @@ def refuse_unmatched_latents(
 
 
 def find_data_dim(
-    model_sites: Mapping[str, dict], guide_sites: Mapping[str, dict], size: int
-) -> int:
-    """The dimension of the plate named "data", or else of the only plate that holds every site."""
+    model_sites: Mapping[str, dict],
+    guide_sites: Mapping[str, dict],
+    size: int,
+    may_subsample: bool = False,
+) -> tuple[int, int]:
+    """Dimension and size of the plate named "data", or else of the only one of every site."""
     sites = [*model_sites.items(), *guide_sites.items()]
     frames = [{frame.name: frame for frame in site["cond_indep_stack"]} for _, site in sites]
     if any("data" in plates for plates in frames):
         plate = "data"
     else:
         fitting = [
-            {name for name, frame in plates.items() if frame.size in (size, -1)}
+            {name for name, frame in plates.items() if _fits(frame, size, may_subsample)}
             for plates in frames
         ]
         common = set.intersection(*fitting)
@@ -102,9 +105,13 @@ def find_data_dim(
             raise ProgramError(
                 f'plate "{plate}" is a Python loop over data: write `with pyro.plate(...)`'
             )
-        if frame.size not in (size, -1):
+        if not _fits(frame, size, may_subsample):
             raise ProgramError(f'plate "{plate}" has size {frame.size}, but x holds {size} data')
-    return frames[0][plate].dim
+    return frames[0][plate].dim, frames[0][plate].size
+
+
+def _fits(frame: Any, size: int, may_subsample: bool) -> bool:
+    return frame.size in (size, -1) or (may_subsample and frame.full_size == size)
 
 
 def _refuse_outside(name: str, site: dict, where: str) -> None:

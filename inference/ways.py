@@ -8,8 +8,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,7 +18,15 @@ from torch import Tensor
 
 from .factors import per_datum, site_log_prob, sum_out
 from .layout import Layout
-from .programs import Program, drawn_values, map_tensors, num_data, run_program, sample_sites
+from .programs import (
+    Program,
+    ProgramError,
+    drawn_values,
+    map_tensors,
+    num_data,
+    run_program,
+    sample_sites,
+)
 
 WAYS = ("plate", "tile", "loop")
 
@@ -30,6 +38,12 @@ class Evaluation:
     model_sites: dict[str, Tensor]
     guide_sites: dict[str, Tensor]
     values: dict[str, Tensor]
+    probed: dict[str, Tensor] = field(default_factory=dict)
+
+
+# reads the traces of model and guide (None where one was not run) and returns, by name, tensors of
+# a site's batch shape and one more dimension
+Probe = Callable[[poutine.Trace | None, poutine.Trace | None], dict[str, Tensor]]
 
 
 def evaluate(
@@ -42,26 +56,32 @@ def evaluate(
     values: Mapping[str, Tensor] | None = None,
     *,
     prior: bool = False,
+    probe: Probe | None = None,
 ) -> Evaluation:
     """Run guide and model for K particles in the way named.
 
     With ``values`` (one leading dimension K, then the plates, then the event) the latents are
     given, not drawn. With ``prior`` the proposal is the model's own prior, and its
-    log-probabilities stand in the guide's place.
+    log-probabilities stand in the guide's place. What ``probe`` finds comes back ``(K, N, ...)``.
     """
-    size = num_data(args[0])
+    size = layout.subsample or num_data(args[0])
     shape = (num_particles, size)
     if way == "plate":
         given = values and {name: _spread(value, name, layout) for name, value in values.items()}
-        return _run(model, guide, args, layout, shape, num_particles, given, prior)
+        return _run(model, guide, args, layout, shape, num_particles, given, prior, probe)
+    if way == "tile" and layout.subsample:
+        raise ProgramError("a data plate that draws a part of x for itself cannot be tiled")
     if way == "tile":
         given = values and {name: _merge(value, name, layout) for name, value in values.items()}
         rows = num_particles * size
-        flat = _run(model, guide, _tile(args, num_particles), layout, (1, rows), None, given, prior)
+        flat = _run(
+            model, guide, _tile(args, num_particles), layout, (1, rows), None, given, prior, probe
+        )
         return Evaluation(
             {name: term.reshape(shape) for name, term in flat.model_sites.items()},
             {name: term.reshape(shape) for name, term in flat.guide_sites.items()},
             {name: _split(value, name, layout, shape) for name, value in flat.values.items()},
+            {name: term.reshape(*shape, -1) for name, term in flat.probed.items()},
         )
     runs = [
         _run(
@@ -73,13 +93,19 @@ def evaluate(
             None,
             values and {name: value[k] for name, value in values.items()},
             prior,
+            probe,
         )
         for k in range(num_particles)
     ]
+    if num_particles == 1:
+        (run,) = runs
+        values = {name: value[None] for name, value in run.values.items()}
+        return Evaluation(run.model_sites, run.guide_sites, values, run.probed)
     return Evaluation(
         {name: torch.cat([run.model_sites[name] for run in runs]) for name in runs[0].model_sites},
         {name: torch.cat([run.guide_sites[name] for run in runs]) for name in runs[0].guide_sites},
         {name: torch.stack([run.values[name] for run in runs]) for name in runs[0].values},
+        {name: torch.cat([run.probed[name] for run in runs]) for name in runs[0].probed},
     )
 
 
@@ -92,6 +118,7 @@ def _run(
     particles: int | None,
     given: Mapping[str, Tensor] | None,
     prior: bool,
+    probe: Probe | None = None,
 ) -> Evaluation:
     """One pass through the pair; ``particles`` is the size of the outer plate, or None."""
     rank = layout.nesting + 1
@@ -136,7 +163,24 @@ def _run(
         model_sites,
         guide_sites,
         {name: _trim(values[name], name, layout, particles) for name in layout.latents},
+        {} if probe is None else _probe(probe, model_trace, guide_trace, layout, shape),
     )
+
+
+def _probe(
+    probe: Probe,
+    model_trace: poutine.Trace | None,
+    guide_trace: poutine.Trace | None,
+    layout: Layout,
+    shape: tuple[int, int],
+) -> dict[str, Tensor]:
+    def place(term: Tensor) -> Tensor:
+        return per_datum(term, layout.data_dim, layout.nesting + 1, shape)
+
+    return {
+        name: torch.vmap(place, in_dims=-1, out_dims=-1)(term)
+        for name, term in probe(model_trace, guide_trace).items()
+    }
 
 
 def _log_probs(trace: poutine.Trace, layout: Layout) -> dict[str, Tensor]:
@@ -170,19 +214,20 @@ def _spread(value: Tensor, name: str, layout: Layout) -> Tensor:
     return value.reshape(value.shape[0], *(1,) * pad, *value.shape[1:])
 
 
-def _data_axis(value: Tensor, name: str, layout: Layout) -> int:
+def data_axis(value: Tensor, name: str, layout: Layout) -> int:
+    """Which dimension of a latent's value holds the data."""
     return value.dim() - layout.latents[name].event_dims + layout.data_dim
 
 
 def _merge(value: Tensor, name: str, layout: Layout) -> Tensor:
     """``(K, ..., N, ...)`` to ``(..., K * N, ...)``."""
-    axis = _data_axis(value, name, layout)
+    axis = data_axis(value, name, layout)
     return value.movedim(0, axis - 1).flatten(axis - 1, axis)
 
 
 def _split(value: Tensor, name: str, layout: Layout, shape: tuple[int, int]) -> Tensor:
     """``(..., K * N, ...)`` to ``(K, ..., N, ...)``."""
-    axis = _data_axis(value, name, layout)
+    axis = data_axis(value, name, layout)
     return value.unflatten(axis, shape).movedim(axis, 0)
 
 

@@ -73,6 +73,8 @@ class Training:
                 f"objective, which is compiled for one size, but is {self.data.batch_size}"
             )
         self.loss = Loss(objective, model, guide, self.parameters, self.device, self.seed)
+        if settings.warm_up:
+            self.loss.check_warm_up()
         self.interrupt = Interrupt()
 
     def _read_checkpoint(self) -> dict[str, Any] | None:
@@ -170,7 +172,7 @@ class Training:
         )
         history = History({**self.fingerprint, **versions()})
         self.state = State(
-            self.parameters, self.buffers, self.optimization, self.data, history, self.device
+            self.parameters, self.buffers, self.optimization, self.data, history, self.loss
         )
         if path is None:
             return
@@ -236,7 +238,7 @@ class Training:
         numbers = ", ".join(f"{name} {v:.2f}" for name, v in shown.items() if not math.isnan(v))
         bar.set_postfix_str(f"{numbers} nats per datum")
         self.optimization.end_epoch(-elbo)
-        if weight == 1 and elbo > state.best_elbo:
+        if weight == 1 and not self.loss.is_warming_up and elbo > state.best_elbo:
             state.note_best(elbo, keep=settings.patience is not None)
         best = state.history.best_epoch
         if settings.patience is not None and best is not None:

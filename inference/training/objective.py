@@ -34,6 +34,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ..modules import Buffers, mode
+from ..objectives import MonteCarloObjective
+from ..objectives.bounds import ELBO
 from ..programs import Program
 from ..rng import derive, forked
 from .parameters import MARKER, Parameters
@@ -98,7 +100,8 @@ class Loss:
     Attributes:
         differentiable: whether the objective's differentiable loss is used.
         has_value: whether the objective has a value at all (the tail-adaptive one only has
-            gradients). If not, the loss is given as 0 and Trace_ELBO serves for validation.
+            gradients). If not, the loss is given as 0 and Trace_ELBO serves for validation; so it
+            does for an upper bound.
         newcomers: parameters that programs created since the caller last emptied it.
     """
 
@@ -115,6 +118,7 @@ class Loss:
         self.parameters = parameters
         self.device, self.seed = device, seed
         self.jit = isinstance(objective, JIT)
+        self.ours = objective if isinstance(objective, MonteCarloObjective) else None
         self.differentiable = False
         self.has_value = True
         self.newcomers: dict[str, Tensor] = {}
@@ -129,12 +133,28 @@ class Loss:
         buffers = Buffers(modules.buffers())
         buffers.keep()
         roots = modules.roots()
+        state = self.state()
         with forked(self.device, derive(self.seed, "inspection")), mode(roots, False):
             try:
                 with self.parameters:
                     yield
             finally:
                 buffers.put_back()
+                self.load_state(state)
+
+    def state(self) -> dict[str, Any]:
+        """What the objective itself has learned."""
+        return {} if self.ours is None else self.ours.state_dict()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state`."""
+        if self.ours is not None:
+            self.ours.load_state_dict(state)
+
+    @property
+    def is_warming_up(self) -> bool:
+        """Whether the objective has a warm-up of its own, and it is not over."""
+        return self.ours is not None and self.ours.is_warming_up
 
     def inspect(self, args: tuple[Any, ...], num_data: int) -> None:
         """Run the pair once to find its parameters, and how the objective gives gradients."""
@@ -179,8 +199,22 @@ class Loss:
             self._sizes[num_data] = claimed_size(*traces, num_data)
         return self._sizes[num_data]
 
+    def check_warm_up(self) -> None:
+        """Refuse a warm-up of the KL where the objective has none.
+
+        Raises:
+            ValueError: it is no ELBO.
+        """
+        if self.ours is not None and not isinstance(self.ours.bound, ELBO):
+            raise ValueError(
+                f"warm_up: must be 0 for {type(self.ours.bound).__name__}, which has no KL term; "
+                "only the ELBO has"
+            )
+
     def _pair(self, weight: float) -> tuple[Program, Program]:
-        if self._weighted[0] != weight:
+        if self.ours is not None:
+            self.ours.kl_factor = weight
+        elif self._weighted[0] != weight:
             pair = (self.model, self.guide)
             self._weighted = (weight, pair if weight == 1 else weighted(*pair, weight))
         return self._weighted[1]
@@ -222,7 +256,8 @@ class Loss:
     def evaluate(self, args: tuple[Any, ...], num_data: int) -> float:
         """The loss on a batch without gradients, at weight 1, nats per datum."""
         size = self.size(args, num_data)
-        objective = self.objective if self.has_value else Trace_ELBO()
+        is_upper = self.ours is not None and self.ours.bound.direction == "upper"
+        objective = Trace_ELBO() if is_upper or not self.has_value else self.objective
         with self.parameters, torch.no_grad():
             value = objective.loss(self.model, self.guide, *args)
         return float(value[0] if isinstance(value, tuple) else value) / size

@@ -65,11 +65,11 @@ class State:
         optimization: Optimization,
         data: Data,
         history: History,
-        device: torch.device,
+        loss: Loss,
     ) -> None:
-        self.parameters, self.buffers = parameters, buffers
+        self.parameters, self.buffers, self.loss = parameters, buffers, loss
         self.optimization, self.data = optimization, data
-        self.history, self.device = history, device
+        self.history, self.device = history, loss.device
         self.position = Position()
         self.best: dict[str, Tensor] = {}
         self.best_elbo = float("-inf")
@@ -108,6 +108,7 @@ class State:
                 "fingerprint": dict(fingerprint),
                 "values": {**self.values(), **self.parameters.pending},
                 "optimization": self.optimization.state(),
+                "objective": self.loss.state(),
                 "generators": capture(self.device),
                 "loader": self.data.loader_state(),
                 "position": asdict(self.position),
@@ -154,6 +155,7 @@ class State:
             name: value.to(self.device) for name, value in self.parameters.pending.items()
         }
         self.optimization.load(saved["optimization"])
+        self.loss.load_state(saved["objective"])
         restore(saved["generators"], self.device)
         self.data.set_loader_state(saved["loader"])
         self.position = Position(**saved["position"])
@@ -195,7 +197,7 @@ def describe(
     listed = ", ".join(f"{name}={value}" for name, value in public.items())
     result: dict[str, Any] = {
         "seed": seed,
-        "objective": f"{type(objective).__name__}({listed})",
+        "objective": repr(objective) if loss.ours else f"{type(objective).__name__}({listed})",
         "batch_size": settings.batch_size,
         "learning_rate": settings.learning_rate,
         **optimization.fingerprint(),

@@ -1,0 +1,169 @@
+r"""Gradients through the draws, :math:`z_k = T(\varepsilon_k; \phi)`.
+
+With :math:`a_k = \partial L / \partial \log w_k` the slope of a bound, its gradient is
+
+.. math:: \sum_k a_k \Bigl( \nabla_\theta \log p_\theta(x, z_k)
+          + \frac{\partial \log w_k}{\partial z_k} \frac{\partial z_k}{\partial \phi}
+          - \partial_\phi \log q_\phi(z_k \mid x) \big|_{z_k} \Bigr).
+
+:class:`Pathwise` takes it as it is. The last term is a score, of mean zero for the ELBO, that does
+not vanish at the posterior: :class:`StickingTheLanding` drops it. For other bounds that leaves a
+bias, since :math:`a_k` depends on :math:`z_k`: :class:`DoublyReparameterized` turns the score into
+another path term, which changes the weight of the second one from :math:`a_k` to
+
+.. math:: c_k = a_k - \frac{\partial a_k}{\partial \log w_k},
+
+for the IWAE :math:`\tilde w_k^2`. The draws of a hierarchy are one z here, and T its whole sampling
+path: the guide's densities are evaluated anew at the draws, so that what conditions a latent on
+another counts as a part of :math:`\partial \log w_k / \partial z_k` (the first generalisation of
+Bauer and Mnih).
+
+An upper bound moves the guide alone; it is lowered, and the model is held.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..bounds import CIWAE, CUBO, ELBO, IWAE, MIWAE, Bound, Renyi, slope
+from ..step import Step, Values, hold, hooked, leaves
+from .gradient import Ascent, Gradient, refuse
+
+
+@dataclass(frozen=True)
+class Pathwise(Gradient):
+    """The reparameterisation gradient: unbiased for the K-particle bound.
+
+    References:
+        Kingma and Welling, *Auto-encoding variational Bayes*, 2014. Burda, Grosse and
+        Salakhutdinov, *Importance weighted autoencoders*, 2016.
+    """
+
+    def ascend(self, step: Step, bound: Bound) -> Ascent:
+        if bound.direction == "upper":
+            values = step.sample()
+            log_joint, log_guide, path = at_leaves(step, values)
+            log_weight = log_joint - log_guide
+            weight = slope(bound, log_weight)
+            score = (weight * log_guide).sum()
+            surrogate = along_path((weight * log_weight).sum(), path, values) - score
+            return Ascent(bound(log_weight.detach()), surrogate)
+        value = bound(step.joint().log_weight)
+        return Ascent(value, value)
+
+
+@dataclass(frozen=True)
+class StickingTheLanding(Gradient):
+    """Without the score term: no variance where the guide is the posterior.
+
+    Unbiased for the ELBO; for the other bounds biased for φ at K > 1 (not for θ), most where the
+    guide is far off.
+
+    References:
+        Roeder, Wu and Duvenaud, *Sticking the landing: simple, lower-variance gradient estimators
+        for variational inference*, 2017.
+    """
+
+    rescores = True
+
+    def check(self, bound: Bound, num_particles: int) -> None:
+        if not isinstance(bound, ELBO | IWAE | MIWAE | CIWAE | Renyi):
+            refuse(self, bound, "the score that it drops is a part of this bound's gradient")
+
+    def ascend(self, step: Step, bound: Bound) -> Ascent:
+        values = step.sample()
+        value = bound(_without_score(step, values, values))
+        return Ascent(value, value)
+
+
+@dataclass(frozen=True)
+class DoublyReparameterized(Gradient):
+    """The score term reparameterised once more: unbiased, and no variance at the posterior.
+
+    References:
+        Tucker, Lawson, Gu and Maddison, *Doubly reparameterized gradient estimators for Monte Carlo
+        objectives*, 2019. Bauer and Mnih, *Generalized doubly reparameterized gradient estimators*,
+        2021.
+    """
+
+    rescores = True
+
+    def check(self, bound: Bound, num_particles: int) -> None:
+        if not isinstance(bound, ELBO | IWAE | MIWAE | CIWAE | Renyi | CUBO):
+            refuse(self, bound, "its slopes change sign, and the path's weight has no closed form")
+
+    def ascend(self, step: Step, bound: Bound) -> Ascent:
+        values = step.sample()
+        if bound.direction == "upper":
+            log_joint, log_guide, path = at_leaves(step, values)
+            log_weight = log_joint - log_guide
+            weight = slope(bound, log_weight) * path_share(bound, log_weight.detach())
+            surrogate = along_path((weight * log_weight).sum(), path, values)
+            return Ascent(bound(log_weight.detach()), surrogate)
+        share: list[Tensor] = []
+
+        def scale(name: str, gradient: Tensor) -> Tensor:
+            return gradient * step.align(share[0], name, gradient)
+
+        log_weight = _without_score(step, values, hooked(values, scale))
+        share.append(path_share(bound, log_weight.detach()))
+        value = bound(log_weight)
+        return Ascent(value, value)
+
+
+def path_share(bound: Bound, log_weight: Tensor) -> Tensor:
+    r""":math:`c_k / a_k`: what is left of a slope when the score is reparameterised, ``(K, N)``.
+
+    Example:
+        >>> path_share(IWAE(), torch.zeros(4, 1)).flatten()  # the self-normalised weights
+        tensor([0.2500, 0.2500, 0.2500, 0.2500])
+    """
+    match bound:
+        case ELBO():
+            return torch.ones_like(log_weight)
+        case IWAE():
+            return log_weight.softmax(0)
+        case MIWAE():
+            return bound.groups(log_weight).softmax(0).transpose(0, 1).reshape(log_weight.shape)
+        case CIWAE():
+            if bound.beta == 0:
+                return log_weight.softmax(0)
+            even, weight = bound.beta / len(log_weight), log_weight.softmax(0)
+            rest = (1 - bound.beta) * weight
+            return (even + rest * weight) / (even + rest)
+        case Renyi():
+            return bound.alpha + (1 - bound.alpha) * ((1 - bound.alpha) * log_weight).softmax(0)
+        case CUBO():
+            return (1 - bound.n) + bound.n * (bound.n * log_weight).softmax(0)
+    raise TypeError(f"bound: no path share is known for {type(bound).__name__}")
+
+
+def _without_score(step: Step, values: Values, seen: Values) -> Tensor:
+    """Log-weights at the draws as ``seen``, with log q's own gradient at fixed draws taken out."""
+    score = step.log_guide(hold(values))
+    log_guide = step.log_guide(seen) - (score - score.detach())
+    return step.log_joint(seen) - step.beta * log_guide
+
+
+def at_leaves(step: Step, values: Values) -> tuple[Tensor, Tensor, Values]:
+    """The draws as leaves, and log p and log q (with the guide's graph) there."""
+    path = leaves(values)
+    log_guide = step.log_guide(path)
+    return step.log_joint(path), log_guide, path
+
+
+def along_path(total: Tensor, path: Values, values: Values) -> Tensor:
+    """A scalar whose gradient is that of ``total`` with respect to the draws alone."""
+    names = [name for name, value in path.items() if value.requires_grad]
+    gradients = torch.autograd.grad(
+        total, [path[name] for name in names], retain_graph=True, allow_unused=True
+    )
+    terms = [
+        (gradient * values[name]).sum()
+        for name, gradient in zip(names, gradients, strict=True)
+        if gradient is not None and values[name].requires_grad
+    ]
+    return torch.stack([term.to(total.dtype) for term in terms]).sum()

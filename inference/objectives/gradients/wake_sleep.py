@@ -1,0 +1,141 @@
+r"""Wake and sleep: each program follows a target of its own.
+
+With self-normalised weights :math:`\tilde w_k`, per datum,
+
+.. math:: \text{wake-}\theta: \; \sum_k \tilde w_k \nabla_\theta \log p_\theta(x, z_k), \qquad
+          \text{wake-}\phi: \; \sum_k \tilde w_k \nabla_\phi \log q_\phi(z_k \mid x), \qquad
+          \text{sleep-}\phi: \; \nabla_\phi \log q_\phi(z' \mid x'), \; (x', z') \sim p_\theta.
+
+The first raises the IWAE. The second estimates, with a bias of O(1/K), the gradient of
+:math:`\mathbb{E}_{p(z \mid x)} \log q_\phi(z \mid x)`, which the third takes exactly, on data that
+the model dreams: so both draw the guide over the posterior and not, as the ELBO does, into it.
+Nothing is reparameterised, and any latent will do. The wake-φ update of latents that can be
+reparameterised also has a doubly reparameterised form, with weights
+:math:`\tilde w_k - \tilde w_k^2` on the path.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...layout import Layout
+from ...programs import ProgramError
+from ...ways import evaluate
+from ...weights import Simulation, simulate
+from ..bounds import IWAE, Bound
+from ..step import Step, hold, hooked
+from .gradient import Ascent, Gradient, refuse
+
+
+@dataclass(frozen=True)
+class WakeSleep(Gradient):
+    """Reweighted wake-sleep.
+
+    Args:
+        wake: weight of the wake update of the guide.
+        sleep: weight of its sleep update.
+        doubly_reparameterized: take the wake update of the guide through the draws.
+
+    References:
+        Bornschein and Bengio, *Reweighted wake-sleep*, 2015. Le, Kosiorek, Siddharth, Teh and
+        Wood, *Revisiting reweighted wake-sleep for models with stochastic control flow*, 2019.
+        Tucker and others, *Doubly reparameterized gradient estimators for Monte Carlo objectives*,
+        2019.
+    """
+
+    rescores = True
+
+    wake: float = 1.0
+    sleep: float = 0.0
+    doubly_reparameterized: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("wake", "sleep"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, but is {getattr(self, name)}")
+        if self.wake == self.sleep == 0:
+            raise ValueError("wake or sleep must be positive, but both are 0: no update is left")
+        if self.doubly_reparameterized and self.wake != 1:
+            raise ValueError(
+                f"wake must be 1 where it is doubly reparameterised, but is {self.wake}"
+            )
+
+    @property
+    def reparameterizes(self) -> bool:  # type: ignore[override]
+        return self.doubly_reparameterized
+
+    def check(self, bound: Bound, num_particles: int) -> None:
+        if not isinstance(bound, IWAE):
+            refuse(self, bound, "its wake update of the model is the gradient of the IWAE")
+
+    def check_latents(self, layout: Layout) -> None:
+        super().check_latents(layout)
+        if self.sleep and layout.enumerated:
+            raise ProgramError(
+                f"latent {min(layout.enumerated)!r} is summed out: the sleep update needs its draws"
+            )
+
+    def ascend(self, step: Step, bound: Bound) -> Ascent:
+        if self.doubly_reparameterized:
+            log_weight, surrogate = self._doubly(step)
+        else:
+            held = hold(step.sample())
+            log_joint, log_guide = step.log_joint(held), step.log_guide(held)
+            log_weight = (log_joint - log_guide).detach()
+            share = log_weight.softmax(0)
+            surrogate = (share * (log_joint + self.wake * log_guide)).sum()
+        if self.sleep:
+            surrogate = surrogate + self.sleep * _dream(step).sum()
+        return Ascent(bound(log_weight.detach()), surrogate)
+
+    @staticmethod
+    def _doubly(step: Step) -> tuple[Tensor, Tensor]:
+        values = step.sample()
+        share: list[Tensor] = []
+
+        def scale(name: str, gradient: Tensor) -> Tensor:
+            return gradient * step.align(1 - share[0], name, gradient)
+
+        seen = hooked(values, scale)
+        score = step.log_guide(hold(values))
+        log_guide = step.log_guide(seen) - (score - score.detach())
+        log_weight = step.log_joint(seen) - log_guide
+        share.append(log_weight.detach().softmax(0))
+        return log_weight, (share[0] * log_weight).sum()
+
+
+def _dream(step: Step) -> Tensor:
+    """log q of the latents that the model dreamt, given the data that it made of them: ``(N,)``."""
+    dream = simulate(step.model, step.args[0], *step.args[1:])
+    args = (_as_data(dream, step.args[0]), *step.args[1:])
+    values = {name: value[None] for name, value in dream.latents.items()}
+    run = evaluate("loop", None, step.guide, args, step.plan.layout, 1, values)
+    return sum(run.guide_sites.values(), torch.zeros(1))[0]
+
+
+def _as_data(dream: Simulation, x: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+    """The dreamt observations in the form of x.
+
+    Raises:
+        ProgramError: it cannot be told which observation is which part of x.
+    """
+    parts = x if isinstance(x, tuple) else (x,)
+    seen = list(dream.observations.items())
+    if len(seen) != len(parts) or any(
+        value.numel() != part.numel() or len(value) != len(part)
+        for (_, value), part in zip(seen, parts, strict=False)
+    ):
+        found = ", ".join(f"'{name}' {tuple(value.shape)}" for name, value in seen)
+        shapes = ", ".join(str(tuple(part.shape)) for part in parts)
+        raise ProgramError(
+            f"the sleep update makes x from the observed sites, in their order, but {found} "
+            f"does not fit x of {shapes}"
+        )
+    made = tuple(
+        value.reshape(part.shape).to(part.dtype)
+        for (_, value), part in zip(seen, parts, strict=True)
+    )
+    return made if isinstance(x, tuple) else made[0]

@@ -1,0 +1,255 @@
+r"""A bound, a rule for its gradient and a number of particles make an objective.
+
+For a batch B of the N data, with the draws of the guide,
+
+.. math:: \ell = -\frac{N}{|B|} \sum_{n \in B} L(\log w_{1n}, \dots, \log w_{Kn}),
+
+one bound for each datum, whose sum is what the mini-batch scale multiplies: so that value and
+gradient are unbiased for all data. Everything a bound sees is unscaled (DESIGN: weights).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.infer import ELBO as PyroELBO
+from pyro.infer.elbo import ELBOModule
+from torch import Tensor
+
+from ..modules import Buffers, Modules, mode
+from ..particles import ParticlePlan, plan_batch
+from ..programs import Program, ProgramError, check_count
+from ..rng import forked
+from .bounds import ELBO, Bound
+from .gradients import Gradient, NetworkBaseline, Pathwise, ScoreFunction
+from .gradients.relaxation import Relaxation
+from .kl import KL, Divergences
+from .step import Step
+
+
+@dataclass(frozen=True)
+class _Plans:
+    """How particles are drawn from a program pair: as the gradient rule runs it, and as it is."""
+
+    pair: tuple[Program, Program, frozenset[str]]
+    wrapped: ParticlePlan
+    plain: ParticlePlan
+
+
+class MonteCarloObjective(PyroELBO):
+    """A Monte Carlo objective: works wherever a ``pyro.infer.ELBO`` does, and in ``fit``.
+
+    Args:
+        bound: what is raised (an upper bound: lowered), per datum.
+        gradient: how its gradient is estimated.
+        num_particles: K, all of them: ``MIWAE(num_groups=8)`` of 64 makes 8 groups of 8.
+        kl: how the KL of the latents enters; with the ELBO only.
+        particles: how K particles are drawn, "auto", "plate", "tile" or "loop".
+
+    Attributes:
+        steps: steps of training that were taken, which a :class:`WarmUp` counts.
+        kl_factor: multiplies the weight of the KL; ``fit`` sets it in its warm-up.
+        kl_forms: by latent site, whether the last step's KL was "analytic" or "monte-carlo".
+
+    Raises:
+        ValueError: bound and gradient do not go together; says why.
+        TypeError: they are something else.
+
+    Example:
+        >>> from pyrovae.models import LinearGaussianVAE
+        >>> from pyrovae.inference.objectives.bounds import IWAE
+        >>> from pyrovae.inference.objectives.gradients import DoublyReparameterized
+        >>> _ = torch.manual_seed(0)
+        >>> linear = LinearGaussianVAE(data_dim=4, latent_dim=2).double()
+        >>> x = linear.sample(10)
+        >>> objective = MonteCarloObjective(IWAE(), DoublyReparameterized(), num_particles=5)
+        >>> loss = objective(linear.model, linear.exact_guide)(x)  # tight: minus log p(x), summed
+        >>> bool((loss + linear.log_evidence(x).sum()).abs() < 1e-9)
+        True
+    """
+
+    def __init__(
+        self,
+        bound: Bound | MonteCarloObjective,
+        gradient: Gradient | None = None,
+        num_particles: int = 1,
+        kl: KL | None = None,
+        particles: str = "auto",
+    ) -> None:
+        check_count("num_particles", num_particles)
+        super().__init__(num_particles=num_particles)
+        self.bound = _as_bound(bound)
+        self.gradient = Pathwise() if gradient is None else gradient
+        if not isinstance(self.gradient, Gradient):
+            raise TypeError(f"gradient must be a gradient rule, but is {gradient!r}")
+        self.kl = KL() if kl is None else kl
+        if not isinstance(self.kl, KL):
+            raise TypeError(f"kl must be a KL or None, but is {kl!r}")
+        self.particles = particles
+        self.bound.check(num_particles)
+        self.gradient.check(self.bound, num_particles)
+        self._check_kl()
+        self.steps = 0
+        self.kl_factor = 1.0
+        self.kl_forms: dict[str, str] = {}
+        self._plans: _Plans | None = None
+
+    def _check_kl(self) -> None:
+        if self.kl != KL() and not isinstance(self.bound, ELBO):
+            raise ValueError(
+                f"kl: {type(self.bound).__name__} has no KL term to be changed; only the ELBO has"
+            )
+        if self.kl.by_site and not isinstance(self.gradient, Pathwise):
+            raise ValueError(
+                f"kl: a KL in closed form or with free bits needs Pathwise, but gradient is "
+                f"{type(self.gradient).__name__}: its signal is the log-weight"
+            )
+
+    def __repr__(self) -> str:
+        kl = "" if self.kl == KL() else f", {self.kl}"
+        return (
+            f"MonteCarloObjective({self.bound}, {self.gradient}, "
+            f"num_particles={self.num_particles}{kl})"
+        )
+
+    def __call__(self, model: Any, guide: Any) -> ELBOModule:
+        """A module that maps the programs' arguments to the loss, and holds a network baseline."""
+        module = ELBOModule(model, guide, self)
+        if isinstance(self.gradient, ScoreFunction) and isinstance(
+            self.gradient.baseline, NetworkBaseline
+        ):
+            module.baseline = self.gradient.baseline.net
+        return module
+
+    # --- the three ways in which Pyro calls an objective -----------------------------------------
+
+    def differentiable_loss(
+        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """The loss in nats, summed over data, whose gradient is the rule's."""
+        plan = self._plan(model, guide, args, kwargs).wrapped
+        wrapped = self.gradient.wrap(*_bind(model, guide, kwargs))
+        beta = self.kl.beta(self.steps) * self.kl_factor
+        step = Step(*wrapped, args, plan, self.num_particles, beta)
+        if self.kl.by_site:
+            value = self._with_kl(step)
+            surrogate = value.sum()
+        else:
+            ascent = self.gradient.ascend(step, self.bound)
+            value, surrogate = ascent.value, ascent.surrogate.sum()
+        self.steps += torch.is_grad_enabled()
+        sign = -1 if self.bound.direction == "lower" else 1
+        return sign * step.scale() * (value.detach().sum() + surrogate - surrogate.detach())
+
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """The loss, its gradient added to that of the parameters."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward(retain_graph=self.retain_graph)
+        return loss.item()
+
+    @torch.no_grad()
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """The bound with the opposite sign (CUBO: with its own), without what ``kl`` made of it.
+
+        That is what can be compared: at β = 1, without free bits, with hard draws.
+        """
+        plan = self._plan(model, guide, args, kwargs).plain
+        step = Step(*_bind(model, guide, kwargs), args, plan, self.num_particles)
+        value = self.bound(step.joint().log_weight).sum() * step.scale()
+        return float(-value if self.bound.direction == "lower" else value)
+
+    # --- what is kept from step to step ----------------------------------------------------------
+
+    @property
+    def is_warming_up(self) -> bool:
+        """Whether the weight of the KL is still rising."""
+        return self.kl.is_rising(self.steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What an objective knows besides its settings: steps, and a moving average."""
+        baseline = getattr(self.gradient, "baseline", None)
+        return {"steps": self.steps, "baseline": {} if baseline is None else baseline.state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        self.steps = int(state["steps"])
+        if (baseline := getattr(self.gradient, "baseline", None)) is not None:
+            baseline.load(dict(state["baseline"]))
+
+    # --- within ----------------------------------------------------------------------------------
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        raise NotImplementedError("particles come from a plan, not one trace at a time")
+
+    def _with_kl(self, step: Step) -> Tensor:
+        """The ELBO from its two terms, ``(N,)``."""
+        layout = step.plan.layout
+        if layout.auxiliary or layout.enumerated:
+            name = min(layout.auxiliary | layout.enumerated)
+            raise ProgramError(
+                f"site '{name}' is summed out, or an autoguide's base draw: its KL is not that of "
+                "one site to another; take KL(form='monte-carlo') without free bits"
+            )
+        probe = Divergences(self.kl, layout)
+        beta, step.beta = step.beta, 0.0
+        drawn = step.joint(probe)
+        self.kl_forms = probe.forms
+        divergence = torch.cat(list(drawn.probed.values()), -1).mean(0)
+        free = self.kl.free_bits
+        total = divergence.sum(-1) if free is None else free(divergence)
+        return drawn.log_joint.mean(0) - beta * total
+
+    def _plan(self, model: Program, guide: Program, args: tuple, kwargs: dict[str, Any]) -> _Plans:
+        """Look at a program pair the first time it comes, without leaving a mark."""
+        pair = (model, guide, frozenset(kwargs))
+        if self._plans is not None and self._plans.pair == pair:
+            return self._plans
+        bound = _bind(model, guide, kwargs)
+        rule = self.gradient
+        # a guide that is asked for its density again is kept, which the plate alone can do
+        count = max(self.num_particles, 2 if rule.rescores else 1)
+        with _unnoticed(*bound):
+            wrapped = plan_batch(*rule.wrap(*bound), args, self.particles, count)
+            plain = wrapped
+            if isinstance(rule, Relaxation):
+                plain = plan_batch(*bound, args, self.particles, count)
+        rule.check_latents(wrapped.layout)
+        self._plans = _Plans(pair, wrapped, plain)
+        return self._plans
+
+
+@contextmanager
+def _unnoticed(model: Program, guide: Program) -> Iterator[None]:
+    """Run programs in evaluation mode without moving generators or buffers."""
+    modules = Modules(model, guide)
+    roots = modules.roots()
+    buffers = Buffers(modules.buffers())
+    buffers.keep()
+    device = next((value.device for root in roots for value in root.parameters()), None)
+    with torch.no_grad(), forked(device or torch.device("cpu")), mode(roots, False):
+        try:
+            yield
+        finally:
+            buffers.put_back()
+
+
+def _as_bound(bound: Bound | MonteCarloObjective) -> Bound:
+    if isinstance(bound, MonteCarloObjective):
+        if isinstance(bound.gradient, Pathwise) and bound.kl == KL():
+            return bound.bound  # IWAE() and the like, the bounds' own names for an objective
+        raise TypeError(f"bound must be a bound, but is a whole objective, {bound!r}")
+    if not isinstance(bound, Bound):
+        raise TypeError(f"bound must be a bound, as bounds.IWAE(), but is {bound!r}")
+    return bound
+
+
+def _bind(model: Program, guide: Program, kwargs: dict[str, Any]) -> tuple[Program, Program]:
+    if not kwargs:
+        return model, guide
+    return functools.partial(model, **kwargs), functools.partial(guide, **kwargs)

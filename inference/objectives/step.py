@@ -1,0 +1,236 @@
+r"""One estimate of an objective: draws of the guide, and densities at draws, with their graph.
+
+A gradient rule needs three things of a program pair, for K particles and N data:
+
+* draws :math:`z_{kn} \sim q_\phi`, differentiable where the guide reparameterises them;
+* :math:`\log p_\theta(x_n, z_{kn})` and :math:`\log q_\phi(z_{kn} \mid x_n)` at draws of its
+  choice: the same ones, held fixed, or with a hand on the gradient that flows into them.
+
+They are what :mod:`~pyrovae.inference.weights` is made of, taken in the same three ways. The
+latents' terms may carry a weight β (warm-up, β-VAE), which enters nowhere else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from ..frozen import freeze_guide
+from ..particles import ParticlePlan
+from ..programs import PARTICLE_PLATE, Program, ProgramError, num_data, sample_sites
+from ..ways import Evaluation, Probe, data_axis, evaluate
+
+Values = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """K particles and their log-densities, ``(K, N)``, in nats and in float64.
+
+    Attributes:
+        log_joint: with the latents' terms weighted by β.
+        log_guide: likewise.
+        sites: the guide's terms by site, unweighted.
+        probed: what the probe of the run found.
+    """
+
+    values: Values
+    log_joint: Tensor
+    log_guide: Tensor
+    sites: Mapping[str, Tensor]
+    probed: Mapping[str, Tensor]
+
+    @property
+    def log_weight(self) -> Tensor:
+        return self.log_joint - self.log_guide
+
+
+class _OneSubsample(Messenger):
+    """Every run within one step sees the part of the data that the first one drew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: dict[str, Tensor] = {}
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if msg["name"] in self.drawn and site_is_subsample(msg):
+            msg["value"] = self.drawn[msg["name"]]
+            msg["done"] = True
+
+    def _pyro_post_sample(self, msg: Message) -> None:
+        if msg["name"] != PARTICLE_PLATE and site_is_subsample(msg):
+            self.drawn[msg["name"]] = msg["value"]
+
+
+class Step:
+    """A program pair on one batch, for one estimate.
+
+    Args:
+        model: the model.
+        guide: the guide.
+        args: ``(x, *context)``.
+        plan: how particles are drawn.
+        num_particles: K.
+        beta: the weight of the latents' terms.
+
+    Attributes:
+        shape: (K, N).
+    """
+
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        args: tuple,
+        plan: ParticlePlan,
+        num_particles: int,
+        beta: float = 1.0,
+    ) -> None:
+        self.model, self.guide, self.args, self.plan = model, guide, args, plan
+        self.beta = beta
+        self.shape = (num_particles, plan.layout.subsample or num_data(args[0]))
+        self._frozen: Program | None = None
+        self._same_data = _OneSubsample()
+        self._scales: dict[str, float | Tensor] = {}
+        if beta != 1 and plan.layout.enumerated:
+            raise ProgramError(
+                f"latent {', '.join(sorted(plan.layout.enumerated))} is summed out, and has no "
+                "term of its own that a weight other than 1 could stand on"
+            )
+
+    def joint(self, probe: Probe | None = None) -> Drawn:
+        """Draw, and evaluate both programs at the draws, in one run of each."""
+        plan = self.plan
+        if plan.guide_way == plan.model_way or probe is not None:  # which reads both traces
+            run = self._evaluate(plan.model_way, self.model, self.guide, probe=probe)
+            return self._drawn(run, run)
+        first = self._evaluate(plan.guide_way, None, self.guide)
+        second = self._evaluate(plan.model_way, self.model, None, first.values)
+        return self._drawn(second, first)
+
+    def sample(self) -> Values:
+        """Draw from the guide, whose encoder has then run, where its draws are independent."""
+        if self._frozen is None:
+            with self._same_data:
+                self._frozen = freeze_guide(self.guide, self.args, self.plan)
+        return self._evaluate(self.plan.guide_way, None, self._frozen).values
+
+    def log_joint(self, values: Values) -> Tensor:
+        """log p(x, z) at given draws, ``(K, N)``, the latents' terms weighted by β."""
+        return self._sum_model(self._evaluate(self.plan.model_way, self.model, None, values))
+
+    def log_guide(self, values: Values) -> Tensor:
+        """log q(z | x) at given draws, ``(K, N)``, unweighted."""
+        guide = self.guide if self._frozen is None else self._frozen
+        run = self._evaluate(self.plan.guide_way, None, guide, values)
+        return self._sum(run.guide_sites, 1.0)
+
+    def scale(self) -> float | Tensor:
+        """What each datum of the batch stands for: N / B of a subsampled plate, outside of all.
+
+        Raises:
+            ProgramError: the sites have different scales; names two of them.
+        """
+        first, *others = self._scales
+        for other in others:
+            if not math.isclose(self._scales[first], self._scales[other], rel_tol=1e-6):
+                raise ProgramError(
+                    f"site '{first}' has scale {float(self._scales[first]):g} and site '{other}' "
+                    f"{float(self._scales[other]):g}: no bound on log p(x) weighs its terms "
+                    "differently; a weight of the latents belongs to the objective, as kl="
+                )
+        return self._scales[first]
+
+    def align(self, per_particle: Tensor, name: str, value: Tensor) -> Tensor:
+        """A number per particle and datum, shaped to multiply a latent's value."""
+        shape = [1] * value.dim()
+        shape[0] = self.shape[0]
+        shape[data_axis(value, name, self.plan.layout)] = self.shape[1]
+        return per_particle.reshape(shape).to(value.dtype)
+
+    def _evaluate(
+        self,
+        way: str,
+        model: Program | None,
+        guide: Program | None,
+        values: Values | None = None,
+        probe: Probe | None = None,
+    ) -> Evaluation:
+        def read(
+            model_trace: poutine.Trace | None, guide_trace: poutine.Trace | None
+        ) -> dict[str, Tensor]:
+            for trace in (model_trace, guide_trace):
+                if trace is not None:
+                    self._note_scales(trace)
+            return {} if probe is None else probe(model_trace, guide_trace)
+
+        with self._same_data:
+            return evaluate(
+                way, model, guide, self.args, self.plan.layout, self.shape[0], values, probe=read
+            )
+
+    def _note_scales(self, trace: poutine.Trace) -> None:
+        for name, site in sample_sites(trace).items():
+            scale = site["scale"]
+            if isinstance(scale, Tensor):
+                if scale.numel() != 1:
+                    raise ProgramError(f"site '{name}' has a scale of shape {tuple(scale.shape)}")
+                scale = scale.reshape(())
+            self._scales[name] = scale
+
+    def _drawn(self, model_run: Evaluation, guide_run: Evaluation) -> Drawn:
+        return Drawn(
+            guide_run.values,
+            self._sum_model(model_run),
+            self._sum(guide_run.guide_sites, self.beta),
+            guide_run.guide_sites,
+            model_run.probed,
+        )
+
+    def _sum_model(self, run: Evaluation) -> Tensor:
+        observed = set(self.plan.layout.observed)
+        if self.beta == 1:
+            return self._sum(run.model_sites, 1.0)
+        seen = {name: term for name, term in run.model_sites.items() if name in observed}
+        latent = {name: term for name, term in run.model_sites.items() if name not in observed}
+        return self._sum(seen, 1.0) + self._sum(latent, self.beta)
+
+    def _sum(self, sites: Mapping[str, Tensor], weight: float) -> Tensor:
+        if not sites:
+            return torch.zeros(self.shape, dtype=torch.float64, device=self.plan.layout.device)
+        total = sum(sites.values())
+        return total if weight == 1 else weight * total
+
+
+def hold(values: Values) -> Values:
+    """The draws without the graph they were made in."""
+    return {name: value.detach() for name, value in values.items()}
+
+
+def leaves(values: Values) -> Values:
+    """The draws as the beginning of a new graph."""
+    return {
+        name: value.detach().requires_grad_(value.is_floating_point())
+        for name, value in values.items()
+    }
+
+
+def hooked(values: Values, hook: Callable[[str, Tensor], Tensor]) -> Values:
+    """The draws, with ``hook(name, gradient)`` in the way of the gradient back to them."""
+
+    def watched(name: str, value: Tensor) -> Tensor:
+        if not value.requires_grad:
+            return value
+        copy = value.view_as(value)
+        copy.register_hook(lambda gradient: hook(name, gradient))
+        return copy
+
+    return {name: watched(name, value) for name, value in values.items()}
