@@ -118,7 +118,7 @@ def CHIVI(n: float = 2.0, num_particles: int = 5, **settings: Any) -> MonteCarlo
 def TVO(num_intervals: int = 5, num_particles: int = 50, **settings: Any) -> MonteCarloObjective:
     """The thermodynamic variational objective (Masrani, Le and Wood, 2019)."""
     bound = bounds.TVO(num_intervals)
-    return MonteCarloObjective(bound, gradients.Covariance(), num_particles, **settings)
+    return MonteCarloObjective(bound, gradients.SelfNormalized(), num_particles, **settings)
 
 
 def JVI(order: int = 1, num_particles: int = 5, **settings: Any) -> MonteCarloObjective:

@@ -72,6 +72,17 @@ class Gradient(ABC):
         return model, guide
 
 
+def refuse_upper(gradient: Gradient, bound: Bound) -> None:
+    """Raise the ValueError of a rule that takes the gradient of the K-particle estimate."""
+    if bound.direction == "upper":
+        refuse(
+            gradient,
+            bound,
+            "the mean of its K-particle estimate has no lower limit, and falls without end as the "
+            "guide leaves the posterior; use SelfNormalized",
+        )
+
+
 def refuse(gradient: Gradient, bound: Bound, reason: str) -> None:
     """Raise the ValueError of a pair that makes no sense."""
     raise ValueError(

@@ -17,8 +17,6 @@ for the IWAE :math:`\tilde w_k^2`. The draws of a hierarchy are one z here, and 
 path: the guide's densities are evaluated anew at the draws, so that what conditions a latent on
 another counts as a part of :math:`\partial \log w_k / \partial z_k` (the first generalisation of
 Bauer and Mnih).
-
-An upper bound moves the guide alone; it is lowered, and the model is held.
 """
 
 from __future__ import annotations
@@ -28,29 +26,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..bounds import CIWAE, CUBO, ELBO, IWAE, MIWAE, Bound, Renyi, slope
-from ..step import Step, Values, hold, hooked, leaves
-from .gradient import Ascent, Gradient, refuse
+from ..bounds import CIWAE, ELBO, IWAE, MIWAE, Bound, Renyi
+from ..step import Step, Values, hold, hooked
+from .gradient import Ascent, Gradient, refuse, refuse_upper
 
 
 @dataclass(frozen=True)
 class Pathwise(Gradient):
-    """The reparameterisation gradient: unbiased for the K-particle bound.
+    """The reparameterisation gradient: unbiased for the mean of the K-particle bound.
+
+    For TVO and Renyi that is a target of its own, off the exact expectations' by O(1/K).
 
     References:
         Kingma and Welling, *Auto-encoding variational Bayes*, 2014. Burda, Grosse and
         Salakhutdinov, *Importance weighted autoencoders*, 2016.
     """
 
+    def check(self, bound: Bound, num_particles: int) -> None:
+        refuse_upper(self, bound)
+
     def ascend(self, step: Step, bound: Bound) -> Ascent:
-        if bound.direction == "upper":
-            values = step.sample()
-            log_joint, log_guide, path = at_leaves(step, values)
-            log_weight = log_joint - log_guide
-            weight = slope(bound, log_weight)
-            score = (weight * log_guide).sum()
-            surrogate = along_path((weight * log_weight).sum(), path, values) - score
-            return Ascent(bound(log_weight.detach()), surrogate)
         value = bound(step.joint().log_weight)
         return Ascent(value, value)
 
@@ -92,17 +87,11 @@ class DoublyReparameterized(Gradient):
     rescores = True
 
     def check(self, bound: Bound, num_particles: int) -> None:
-        if not isinstance(bound, ELBO | IWAE | MIWAE | CIWAE | Renyi | CUBO):
+        if not isinstance(bound, ELBO | IWAE | MIWAE | CIWAE | Renyi):
             refuse(self, bound, "its slopes change sign, and the path's weight has no closed form")
 
     def ascend(self, step: Step, bound: Bound) -> Ascent:
         values = step.sample()
-        if bound.direction == "upper":
-            log_joint, log_guide, path = at_leaves(step, values)
-            log_weight = log_joint - log_guide
-            weight = slope(bound, log_weight) * path_share(bound, log_weight.detach())
-            surrogate = along_path((weight * log_weight).sum(), path, values)
-            return Ascent(bound(log_weight.detach()), surrogate)
         share: list[Tensor] = []
 
         def scale(name: str, gradient: Tensor) -> Tensor:
@@ -136,8 +125,6 @@ def path_share(bound: Bound, log_weight: Tensor) -> Tensor:
             return (even + rest * weight) / (even + rest)
         case Renyi():
             return bound.alpha + (1 - bound.alpha) * ((1 - bound.alpha) * log_weight).softmax(0)
-        case CUBO():
-            return (1 - bound.n) + bound.n * (bound.n * log_weight).softmax(0)
     raise TypeError(f"bound: no path share is known for {type(bound).__name__}")
 
 
@@ -146,24 +133,3 @@ def _without_score(step: Step, values: Values, seen: Values) -> Tensor:
     score = step.log_guide(hold(values))
     log_guide = step.log_guide(seen) - (score - score.detach())
     return step.log_joint(seen) - step.beta * log_guide
-
-
-def at_leaves(step: Step, values: Values) -> tuple[Tensor, Tensor, Values]:
-    """The draws as leaves, and log p and log q (with the guide's graph) there."""
-    path = leaves(values)
-    log_guide = step.log_guide(path)
-    return step.log_joint(path), log_guide, path
-
-
-def along_path(total: Tensor, path: Values, values: Values) -> Tensor:
-    """A scalar whose gradient is that of ``total`` with respect to the draws alone."""
-    names = [name for name, value in path.items() if value.requires_grad]
-    gradients = torch.autograd.grad(
-        total, [path[name] for name in names], retain_graph=True, allow_unused=True
-    )
-    terms = [
-        (gradient * values[name]).sum()
-        for name, gradient in zip(names, gradients, strict=True)
-        if gradient is not None and values[name].requires_grad
-    ]
-    return torch.stack([term.to(total.dtype) for term in terms]).sum()

@@ -33,7 +33,7 @@ from ...layout import Layout
 from ...programs import Program, ProgramError
 from ..bounds import Bound
 from ..step import Step
-from .gradient import Ascent, Gradient, refuse
+from .gradient import Ascent, Gradient, refuse_upper
 
 _RELAXED = (dist.OneHotCategorical, dist.Bernoulli)
 
@@ -123,8 +123,7 @@ class Relaxation(Gradient):
             raise ValueError(f"temperature must be positive, but is {self.temperature}")
 
     def check(self, bound: Bound, num_particles: int) -> None:
-        if bound.direction == "upper":
-            refuse(self, bound, "what it is above is not known once draws are relaxed")
+        refuse_upper(self, bound)
 
     def check_latents(self, layout: Layout) -> None:
         for name, latent in layout.latents.items():

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 
 from ...layout import Layout
 from ...programs import ProgramError
-from ..bounds import CUBO, IWAE, Bound
+from ..bounds import IWAE, Bound
 from ..step import Step, hold
 from .baselines import Baseline, LeaveOneOut, NoBaseline
-from .gradient import Ascent, Gradient, refuse
+from .gradient import Ascent, Gradient, refuse, refuse_upper
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,7 @@ class ScoreFunction(Gradient):
 
     def check(self, bound: Bound, num_particles: int) -> None:
         self.baseline.check(num_particles)
-        if isinstance(bound, CUBO) and not self.everywhere:
-            refuse(self, bound, "it moves the guide alone, for which everywhere=True is needed")
+        refuse_upper(self, bound)
 
     def check_latents(self, layout: Layout) -> None:
         self.check_enumeration(layout)
@@ -70,8 +69,6 @@ class ScoreFunction(Gradient):
         if self.everywhere:
             held = hold(step.sample())
             log_joint, score = step.log_joint(held), step.log_guide(held)
-            if bound.direction == "upper":
-                log_joint = log_joint.detach()
             log_weight = log_joint - step.beta * score
         else:
             drawn = step.joint()
@@ -85,8 +82,7 @@ class ScoreFunction(Gradient):
         advantage, own_loss = self.baseline.advantage(bound, log_weight.detach(), step)
         centred = advantage + step.beta / len(log_weight)
         surrogate = value.sum() + (centred * score).sum()
-        sign = 1 if bound.direction == "lower" else -1
-        return Ascent(value, surrogate - sign * own_loss)
+        return Ascent(value, surrogate - own_loss)
 
 
 class VIMCO(ScoreFunction):

@@ -10,15 +10,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from ..bounds import Bound, slope
-from ..step import Step
-from .gradient import Ascent, Gradient, refuse
-from .pathwise import along_path, at_leaves
+from ..step import Step, Values, leaves
+from .gradient import Ascent, Gradient, refuse_upper
+from .self_normalized import coefficients
 
 
 @dataclass(frozen=True)
 class Split(Gradient):
-    """The objective's bound for the model, ``guide_bound`` for the guide: both unbiased.
+    """The objective's bound for the model, ``guide_bound`` for the guide.
+
+    Both are unbiased, but where the guide lowers an upper bound, which takes
+    :class:`SelfNormalized`.
 
     Args:
         guide_bound: raised by the guide, or lowered where it is an upper bound.
@@ -40,15 +46,37 @@ class Split(Gradient):
 
     def check(self, bound: Bound, num_particles: int) -> None:
         self.guide_bound.check(num_particles)
-        if bound.direction == "upper":
-            refuse(self, bound, "the model would be lowered")
+        refuse_upper(self, bound)
+
+    @property
+    def reparameterizes(self) -> bool:  # type: ignore[override]
+        return self.guide_bound.direction == "lower"
 
     def ascend(self, step: Step, bound: Bound) -> Ascent:
         values = step.sample()
-        log_joint, log_guide, path = at_leaves(step, values)
+        path = leaves(values)
+        log_joint, log_guide = step.log_joint(path), step.log_guide(path)
         log_weight = log_joint - log_guide
-        weight = slope(self.guide_bound, log_weight)
-        guided = along_path((weight * log_weight).sum(), path, values) - (weight * log_guide).sum()
-        sign = 1 if self.guide_bound.direction == "lower" else -1
+        if self.guide_bound.direction == "upper":
+            _, weight = coefficients(self.guide_bound, log_weight.detach())
+            guided = -(weight * log_guide).sum()
+        else:
+            weight = slope(self.guide_bound, log_weight)
+            score = (weight * log_guide).sum()
+            guided = _along_path((weight * log_weight).sum(), path, values) - score
         modelled = (slope(bound, log_weight) * log_joint).sum()
-        return Ascent(bound(log_weight.detach()), modelled + sign * guided)
+        return Ascent(bound(log_weight.detach()), modelled + guided)
+
+
+def _along_path(total: Tensor, path: Values, values: Values) -> Tensor:
+    """A scalar whose gradient is that of ``total`` with respect to the draws alone."""
+    names = [name for name, value in path.items() if value.requires_grad]
+    gradients = torch.autograd.grad(
+        total, [path[name] for name in names], retain_graph=True, allow_unused=True
+    )
+    terms = [
+        (gradient * values[name]).sum()
+        for name, gradient in zip(names, gradients, strict=True)
+        if gradient is not None and values[name].requires_grad
+    ]
+    return torch.stack([term.to(total.dtype) for term in terms]).sum()
