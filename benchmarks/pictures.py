@@ -138,6 +138,37 @@ def latent_space(means: Mapping[str, Tensor], labels: Tensor, path: Path) -> Non
     _save(figure, path)
 
 
+def power_laws(
+    curves: Mapping[str, Sequence[tuple[float, float, float]]],
+    path: Path,
+    x: str,
+    y: str,
+    title: str,
+) -> None:
+    """Curves on logarithmic axes, where a power of x is a straight line.
+
+    Args:
+        curves: by name, points ``(x, y, error of y)``.
+        path: the file to write.
+        x: what stands on the horizontal axis.
+        y: and on the other.
+        title: of the picture.
+    """
+    figure = _figure(7.5, 4.8)
+    axes = figure.subplots()
+    for colour, (name, points) in zip(_cycle(len(curves)), curves.items(), strict=True):
+        where, value, error = np.array(points).T
+        axes.errorbar(where, value, error, color=colour, marker="o", ms=5, capsize=3, label=name)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_title(title)
+    axes.grid(alpha=0.25, which="both")
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
 def principal_axes(points: Tensor) -> tuple[Tensor, list[float]]:
     """Points ``(N, Z)`` on their first two principal axes, ``(N, 2)``, and each one's share.
 

@@ -1,6 +1,7 @@
 """Training and scoring of Pyro programs: per-datum weights, objectives, estimators of log p(x)."""
 
 from .evidence import Estimate, ImportanceSampling, MeanEstimate, PriorMonteCarlo
+from .gradient_statistics import gradient_statistics
 from .objectives import (
     CHIVI,
     CIWAE,
@@ -62,6 +63,7 @@ __all__ = [
     "Weights",
     "bounds",
     "fit",
+    "gradient_statistics",
     "gradients",
     "log_joint",
     "log_weights",
