@@ -32,7 +32,7 @@ def learning_curve(histories: Mapping[str, History], path: Path) -> None:
     During KL warm-up what is trained on is no bound and not drawn. The axis begins where the last
     nine tenths of the epochs lie: the first few, far below, would flatten the rest.
     """
-    figure = _figure(7.5, 4.5)
+    figure = blank_figure(7.5, 4.5)
     axes = figure.subplots()
     seen: list[np.ndarray] = []
     warm: set[int] = set()  # the epochs in which a warm-up has reached its end
@@ -62,7 +62,7 @@ def learning_curve(histories: Mapping[str, History], path: Path) -> None:
     axes.set_title("Learning curve (thick: validation, thin: training, dot: best epoch)")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, loc="lower right")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def reconstructions(
@@ -78,7 +78,7 @@ def reconstructions(
     """
     rows = {"original": originals, **reconstructed}
     count = len(originals)
-    figure = _figure(1.7 + 0.72 * count, 0.85 * len(rows) + 0.75)
+    figure = blank_figure(1.7 + 0.72 * count, 0.85 * len(rows) + 0.75)
     grid = figure.subplots(len(rows), count, squeeze=False)
     for line, (name, images) in zip(grid, rows.items(), strict=True):
         for axes, image in zip(line, images, strict=True):
@@ -88,7 +88,7 @@ def reconstructions(
         "Held-out images, and the pixels' probabilities given a code drawn from q(z | x)",
         fontsize=12,
     )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def samples(drawn: Mapping[str, Tensor], shape: Sequence[int], path: Path) -> None:
@@ -99,14 +99,14 @@ def samples(drawn: Mapping[str, Tensor], shape: Sequence[int], path: Path) -> No
         shape: of one image, ``(C, H, W)``.
         path: the file to write.
     """
-    figure = _figure(4.4 * len(drawn), 4.9)
+    figure = blank_figure(4.4 * len(drawn), 4.9)
     panels = figure.subplots(1, len(drawn), squeeze=False)[0]
     for axes, (name, images) in zip(panels, drawn.items(), strict=True):
         side = round(len(images) ** 0.5)
         _show(axes, _tiled(images[: side * side], side, shape), None)
         axes.set_title(name, fontsize=12)
     figure.suptitle("The pixels' probabilities given codes drawn from the prior")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def latent_space(means: Mapping[str, Tensor], labels: Tensor, path: Path) -> None:
@@ -117,7 +117,7 @@ def latent_space(means: Mapping[str, Tensor], labels: Tensor, path: Path) -> Non
         labels: ``(N,)``, few different ones.
         path: the file to write.
     """
-    figure = _figure(5.2 * len(means) + 0.8, 5.2)
+    figure = blank_figure(5.2 * len(means) + 0.8, 5.2)
     panels = figure.subplots(1, len(means), squeeze=False)[0]
     classes = labels.unique().tolist()
     for axes, (name, points) in zip(panels, means.items(), strict=True):
@@ -135,7 +135,7 @@ def latent_space(means: Mapping[str, Tensor], labels: Tensor, path: Path) -> Non
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right center", title="digit", frameon=False)
     figure.suptitle("Latent space: posterior means of the test images, by digit")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def power_laws(
@@ -154,7 +154,7 @@ def power_laws(
         y: and on the other.
         title: of the picture.
     """
-    figure = _figure(7.5, 4.8)
+    figure = blank_figure(7.5, 4.8)
     axes = figure.subplots()
     for colour, (name, points) in zip(_cycle(len(curves)), curves.items(), strict=True):
         where, value, error = np.array(points).T
@@ -166,7 +166,7 @@ def power_laws(
     axes.set_title(title)
     axes.grid(alpha=0.25, which="both")
     axes.legend(frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def principal_axes(points: Tensor) -> tuple[Tensor, list[float]]:
@@ -190,13 +190,15 @@ def principal_axes(points: Tensor) -> tuple[Tensor, list[float]]:
     return centred @ axes.T, share.tolist()
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank_figure(width: float, height: float) -> Figure:
+    """A figure in inches, on a canvas of its own."""
     figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG file, whole or not at all."""
     content = io.BytesIO()
     figure.savefig(content, format="png")
     write_atomically(Path(path), content.getvalue())

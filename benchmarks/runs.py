@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from ..inference.files import write_atomically
 from ..inference.training.checkpoint import load as load_checkpoint
@@ -111,6 +111,17 @@ class Run:
         if not self.checkpoint.exists():
             return 0
         return int(load_checkpoint(self.checkpoint)["position"]["epoch"]) - 1
+
+    def position(self) -> str:
+        """How far its parameters are trained, for the name of a file.
+
+        Raises:
+            ValueError: the checkpoint is damaged.
+        """
+        if self.result is not None:
+            return f"epoch{self.result['epochs']}"
+        batch = load_checkpoint(self.checkpoint)["position"]["batch"] if self.epochs_done() else 0
+        return f"epoch{self.epochs_done()}" + (f"-batch{batch}" if batch else "")
 
     def write(self, **record: Any) -> Run:
         """Write ``run.json`` with these entries added; returns the run as it then is."""
@@ -208,9 +219,34 @@ def _read_settings(content: Any) -> Settings:
         part = content.get(name)
         if not isinstance(part, dict) and (part is not None or name == "settings"):
             raise ValueError(f"its {name} should be a JSON object, but is {part!r:.40}")
-    if strange := content["settings"].keys() - {one.name for one in fields(Settings)}:
-        raise ValueError(f"its settings hold {', '.join(sorted(strange))}, which are none")
+    _check_types(content["settings"], get_type_hints(Settings), "settings")
+    if content.get("result") is not None:
+        _check_types({"epochs": None, **content["result"]}, _RESULT, "result")
     return Settings(**content["settings"])
+
+
+_RESULT = {
+    "finished": str,
+    "epochs": int,
+    "stopped_early": bool,
+    "parameters_of_epoch": int,
+    "validation_elbo": float,
+    "train_loss": float,
+    "seconds": float,
+    "unsaved": str | None,
+}
+
+
+def _check_types(part: dict[str, Any], kinds: Mapping[str, Any], name: str) -> None:
+    if strange := part.keys() - kinds.keys():
+        raise ValueError(f"its {name} hold {', '.join(sorted(strange))}, which are none")
+    for key, value in part.items():
+        kind = kinds[key]
+        kind = get_origin(kind) if get_origin(kind) is dict else kind
+        fits = isinstance(value, kind) or (isinstance(value, int) and isinstance(0.0, kind))
+        if not fits or (isinstance(value, bool) and kind is not bool):
+            wanted = getattr(kind, "__name__", str(kind))
+            raise ValueError(f"its {name} should hold {wanted} as {key}, but hold {value!r:.40}")
 
 
 def going_on(run: Run, given: Mapping[str, Any]) -> Run:

@@ -60,12 +60,13 @@ class Question:
 
     def file(self, run: Run) -> Path:
         """Where the answer goes, unless it is told otherwise."""
-        parts = [re.sub(r"[^\w.-]+", "-", self.estimator), self.split, f"K{self.num_samples}"]
+        parts = [self.estimator, self.split, f"K{self.num_samples}"]
         if self.subset is not None:
             parts.append(f"subset{self.subset}-{self.subset_seed}")
+        parts += [f"{name}={value}" for name, value in sorted(self.options.items())]
         # a run that goes on has other parameters, and its older answers stay true of the older
-        epochs = run.epochs_done() if run.result is None else run.result["epochs"]
-        parts += [f"seed{self.seed}", f"epoch{epochs}"]
+        parts += [f"seed{self.seed}", run.position()]
+        parts = [re.sub(r"[^\w.=-]+", "-", part) for part in parts]
         return run.path / f"evidence-{'-'.join(parts)}.nc"
 
 

@@ -21,7 +21,7 @@ from .programs import Program, run_program, sample_sites
 
 
 class _Recorder(Messenger):
-    """Notes each site's distribution and mask before the particle plate spreads them."""
+    """Notes each site's distribution, mask and scale before the particle plate spreads them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,6 +32,7 @@ class _Recorder(Messenger):
             self.seen[msg["name"]] = {
                 "fn": msg["fn"],
                 "mask": msg["mask"],
+                "scale": msg["scale"],
                 "frames": msg["cond_indep_stack"],
             }
 
@@ -62,6 +63,8 @@ def freeze_guide(guide: Program, args: tuple, plan: ParticlePlan) -> Program:
                 for frame in site["frames"]:
                     if frame.vectorized:
                         stack.enter_context(IndepMessenger(frame.name, frame.size, frame.dim))
+                if isinstance(site["scale"], torch.Tensor) or site["scale"] != 1:
+                    stack.enter_context(poutine.scale(scale=site["scale"]))
                 if site["mask"] is not None:
                     stack.enter_context(poutine.mask(mask=site["mask"]))
                 pyro.sample(name, site["fn"])

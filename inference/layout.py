@@ -31,6 +31,7 @@ from .refusals import (
     base,
     find_data_dim,
     refuse_guide_sites,
+    refuse_masks,
     refuse_shape,
     refuse_unmatched_latents,
 )
@@ -112,6 +113,7 @@ def inspect_programs(
     guide_sites = {} if guide_trace is None else sample_sites(guide_trace)
     refuse_guide_sites(guide_sites, model_sites)
     refuse_unmatched_latents(model_sites, guide_sites, prior_proposal=guide is None)
+    refuse_masks(model_sites, guide_sites)
     size = num_data(args[0])
     data_dim, found = find_data_dim(model_sites, guide_sites, size, may_subsample)
     subsample = None if found in (size, -1) else found

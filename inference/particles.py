@@ -6,15 +6,19 @@ only when the log-densities it gives to three particles equal those of a loop ov
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import pyro
 import torch
 from torch import Tensor
 
 from .layout import Layout, inspect_programs
-from .programs import Program, ProgramError, map_tensors, num_data
-from .ways import WAYS, Evaluation, evaluate
+from .programs import Program, ProgramError, StructureVaries, map_tensors, num_data
+from .ways import WAYS, Evaluation, data_axis, evaluate
+
+T = TypeVar("T")
 
 _TRIAL_PARTICLES = 3
 _TRIAL_DATA = 4
@@ -51,7 +55,12 @@ def take(args: tuple, index: slice | Tensor) -> tuple:
 
 
 def plan_particles(
-    model: Program, guide: Program | None, args: tuple, particles: str = "auto"
+    model: Program,
+    guide: Program | None,
+    args: tuple,
+    particles: str = "auto",
+    *,
+    whole: bool = False,
 ) -> ParticlePlan:
     """Find the cheapest way that agrees with a loop over particles.
 
@@ -60,20 +69,44 @@ def plan_particles(
         guide: ``guide(x, *context)``; None where the prior is the proposal.
         args: ``(x, *context)``.
         particles: "auto", or one of "plate", "tile", "loop" to insist on a way.
+        whole: look at all data at once, and evaluate them so.
 
     Raises:
         ProgramError: the pair has no per-datum weights, or the way insisted on is wrong for it.
         ValueError: an unknown way.
     """
     _check_way(particles)
-    layout, trial, sliceable = _inspect_small(model, guide, args)
-    if sliceable:
-        many = args
-        if not _context_may_be_shared(model, guide, args, trial, layout):
-            many = take(args, slice(0, _COUPLING_DATA))
-        if not _rows_stand_alone(model, guide, many, trial, layout):
-            trial, sliceable = args, False
-    return _choose(model, guide, trial, layout, particles, sliceable)
+    if not whole:
+        try:
+            layout, trial, sliceable = _inspect_small(model, guide, args)
+            if sliceable:
+                many = args
+                if not _context_may_be_shared(model, guide, args, trial, layout):
+                    many = take(args, slice(0, _COUPLING_DATA))
+                sliceable = _rows_stand_alone(model, guide, many, layout)
+            if sliceable:
+                return _choose(model, guide, trial, layout, particles, sliceable=True)
+        except StructureVaries:
+            pass  # the loop that makes latents is longer for other data: all of them tell
+    layout = inspect_programs(model, guide, args)
+    return _choose(model, guide, args, layout, particles, sliceable=False)
+
+
+def with_plan(
+    model: Program,
+    guide: Program | None,
+    args: tuple,
+    particles: str,
+    use: Callable[[ParticlePlan], T],
+) -> T:
+    """What ``use`` makes of a plan; of one for all data at once, where a part has other latents."""
+    plan = plan_particles(model, guide, args, particles)
+    try:
+        return use(plan)
+    except StructureVaries:
+        if not plan.sliceable:
+            raise
+    return use(plan_particles(model, guide, args, particles, whole=True))
 
 
 def plan_batch(
@@ -161,38 +194,61 @@ def _context_may_be_shared(
 ) -> bool:
     """Whether a context as long as the data might belong to all of them, and not be theirs.
 
-    A context of theirs fails, uncut, beside a part of the data. One that runs so and gives other
-    densities than its part shows only among all data whether it may be cut.
+    A context of theirs fails, uncut, beside a part of the data. One that runs so shows only among
+    all data whether it may be cut.
     """
-    if num_data(few[0]) < 2:  # one datum takes any length
-        return True
-    uncut = (few[0], *args[1:])
-    with torch.no_grad():
-        cut_run = evaluate("loop", model, guide, few, layout, 1, prior=guide is None)
+    size = num_data(args[0])
+    for number, whole in enumerate(args[1:], start=1):
+        if not _has_length(whole, size):
+            continue
+        if num_data(few[0]) < 2:  # one datum takes any length
+            return True
+        uncut = (*few[:number], whole, *few[number + 1 :])
         try:
-            run = evaluate(
-                "loop", model, guide, uncut, layout, 1, cut_run.values, prior=guide is None
-            )
+            with torch.no_grad():
+                evaluate("loop", model, guide, uncut, layout, 1, prior=guide is None)
         except Exception:  # a program may raise anything at shapes it was not made for
-            return False
-    return not _agree(cut_run, run)
+            continue
+        return True
+    return False
 
 
-def _rows_stand_alone(
-    model: Program, guide: Program | None, args: tuple, few: tuple, layout: Layout
-) -> bool:
-    """Whether the first data get the same densities alone as among all, at equal latents."""
-    count, prior = num_data(few[0]), guide is None
+def _has_length(context: object, size: int) -> bool:
+    parts = context if isinstance(context, tuple) else (context,)
+    return any(isinstance(part, Tensor) and part.dim() and len(part) == size for part in parts)
+
+
+def _rows_stand_alone(model: Program, guide: Program | None, args: tuple, layout: Layout) -> bool:
+    """Whether some data, in another order, get the same densities alone as among all."""
+    size, prior = num_data(args[0]), guide is None
+    count = min(_TRIAL_DATA, size - 1)
+    if count == 0:
+        return True
+    # not the first ones: what is cut to a part that begins alike would look the same
+    rows = torch.linspace(size - 1, max(size // 4, 1), count).long()
+    rows = rows.to(args[0][0].device if isinstance(args[0], tuple) else args[0].device)
     with torch.no_grad():
         among = evaluate("loop", model, guide, args, layout, 1, prior=prior)
         values = {
-            name: value.narrow(
-                value.dim() - layout.latents[name].event_dims + layout.data_dim, 0, count
-            )
+            name: value.index_select(data_axis(value, name, layout), rows.to(value.device))
             for name, value in among.values.items()
         }
-        alone = evaluate("loop", model, guide, few, layout, 1, values, prior=prior)
-    return _agree(alone, among)
+        try:
+            alone = evaluate("loop", model, guide, take(args, rows), layout, 1, values, prior=prior)
+        except StructureVaries:
+            raise
+        except Exception:  # a table that was cut has no row for a label, say
+            return False
+    return _agree(alone, _select(among, rows))
+
+
+def _select(run: Evaluation, rows: Tensor) -> Evaluation:
+    """The log-probabilities of some of the data."""
+
+    def pick(sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: term[:, rows.to(term.device)] for name, term in sites.items()}
+
+    return Evaluation(pick(run.model_sites), pick(run.guide_sites), run.values)
 
 
 def draw(
@@ -237,7 +293,7 @@ def _agree(expected: Evaluation, got: Evaluation) -> bool:
 
 
 def _first_difference(expected: Evaluation, got: Evaluation) -> str | None:
-    """The first site whose log-probabilities differ; of ``got``, as many data as are expected."""
+    """The first site whose log-probabilities differ."""
     precise = all(value.dtype == torch.float64 for value in expected.values.values())
     # in another order, sums over a thousand pixels differ by about 1e-6 in single precision
     rtol, atol = (1e-9, 1e-8) if precise and expected.values else (2e-5, 1e-3)
@@ -248,7 +304,7 @@ def _first_difference(expected: Evaluation, got: Evaluation) -> str | None:
         for name, reference in theirs.items():
             found = ours.get(name)
             if found is None or not torch.allclose(
-                found[:, : reference.shape[1]], reference, rtol=rtol, atol=atol, equal_nan=True
+                found, reference, rtol=rtol, atol=atol, equal_nan=True
             ):
                 return f"{role} site '{name}'"
     return None

@@ -22,6 +22,10 @@ class ProgramError(ValueError):
     """A program that cannot have a per-datum marginal likelihood, or that fails on its data."""
 
 
+class StructureVaries(ProgramError):
+    """A program whose latents are not those that it had on the data which were looked at first."""
+
+
 def num_data(x: Data) -> int:
     """The number N of data in ``x``: the leading dimension of the tensor, or of each in a tuple.
 

@@ -60,12 +60,27 @@ def refuse_unmatched_latents(
             if whole != name and f"{whole}_observed" in model_sites:
                 raise ProgramError(
                     f"model site '{whole}' has obs_mask=, by which Pyro makes latents of what is "
-                    f"missing: sample '{name}' in the guide, or leave the missing part out of "
-                    "the density with `poutine.mask`"
+                    f"missing: sample '{name}' in the guide, inside `poutine.mask(mask=~obs_mask)` "
+                    "as the model has it, or leave the missing part out of the density with "
+                    "`poutine.mask` instead of obs_mask="
                 )
             raise ProgramError(
                 f"model site '{name}' is latent but not in the guide: sample it there, "
                 "or mark it with infer={'enumerate': 'parallel'}"
+            )
+
+
+def refuse_masks(model_sites: Mapping[str, dict], guide_sites: Mapping[str, dict]) -> None:
+    """A latent that one program masks and the other does not has no proposal there, or no prior."""
+    for name in model_sites.keys() & guide_sites.keys():
+        ours, theirs = (
+            torch.as_tensor(True if sites[name]["mask"] is None else sites[name]["mask"])
+            for sites in (model_sites, guide_sites)
+        )
+        if not bool((ours.cpu() == theirs.cpu()).all()):
+            raise ProgramError(
+                f"site '{name}' is masked otherwise in the model than in the guide: the weights of "
+                "a latent that only one of them counts do not average to p(x)"
             )
 
 

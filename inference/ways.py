@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
 from .factors import per_datum, site_log_prob, sum_out
@@ -21,12 +22,14 @@ from .layout import Layout
 from .programs import (
     Program,
     ProgramError,
+    StructureVaries,
     drawn_values,
     map_tensors,
     num_data,
     run_program,
     sample_sites,
 )
+from .refusals import refuse_masks
 
 WAYS = ("plate", "tile", "loop")
 
@@ -146,6 +149,7 @@ def _run(
         )
         if guide is None:
             values = drawn_values(model_trace)
+    _check_structure(model_trace, guide_trace, layout)
     model_terms = {} if model_trace is None else _log_probs(model_trace, layout)
     guide_terms = {} if guide_trace is None else _log_probs(guide_trace, layout)
     guide_terms = {name: t for name, t in guide_terms.items() if name not in layout.enumerated}
@@ -165,6 +169,31 @@ def _run(
         {name: _trim(values[name], name, layout, particles) for name in layout.latents},
         {} if probe is None else _probe(probe, model_trace, guide_trace, layout, shape),
     )
+
+
+def _check_structure(
+    model_trace: poutine.Trace | None, guide_trace: poutine.Trace | None, layout: Layout
+) -> None:
+    """Raise StructureVaries where a run has other latents than the layout; names one."""
+    known = set(layout.latents) | layout.enumerated
+    if model_trace is not None:
+        found = {
+            name for name, site in sample_sites(model_trace).items() if not site["is_observed"]
+        }
+        odd = found - known
+        if guide_trace is None:
+            odd |= set(layout.latents) - layout.auxiliary - found
+    else:
+        odd = set()
+    if guide_trace is not None:
+        found = set(sample_sites(guide_trace))
+        odd |= (found ^ set(layout.latents)) - layout.enumerated
+    if odd:
+        raise StructureVaries(
+            f"site '{min(odd)}' is a latent for some of the data and not for others"
+        )
+    if model_trace is not None and guide_trace is not None and is_validation_enabled():
+        refuse_masks(sample_sites(model_trace), sample_sites(guide_trace))
 
 
 def _probe(

@@ -20,7 +20,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from .particles import ParticlePlan, draw, plan_particles
+from .particles import ParticlePlan, draw, plan_particles, with_plan
 from .programs import (
     Data,
     Program,
@@ -117,18 +117,22 @@ def log_weights(
     """
     check_count("num_particles", num_particles)
     args = (x, *context)
-    if plan is None:
-        lone = particles == "auto" and num_particles == 1
-        plan = plan_particles(model, guide, args, "loop" if lone else particles)
-    drawn = draw(model, guide, args, plan, num_particles)
     shape = (num_particles, num_data(x))
-    return Weights(
-        _total(drawn.model_sites, shape, x),
-        _total(drawn.guide_sites, shape, x),
-        drawn.model_sites,
-        drawn.guide_sites,
-        {n: value for n, value in drawn.values.items() if n not in plan.layout.auxiliary},
-    )
+
+    def use(plan: ParticlePlan) -> Weights:
+        drawn = draw(model, guide, args, plan, num_particles)
+        return Weights(
+            _total(drawn.model_sites, shape, x),
+            _total(drawn.guide_sites, shape, x),
+            drawn.model_sites,
+            drawn.guide_sites,
+            {n: value for n, value in drawn.values.items() if n not in plan.layout.auxiliary},
+        )
+
+    if plan is not None:
+        return use(plan)
+    lone = particles == "auto" and num_particles == 1
+    return with_plan(model, guide, args, "loop" if lone else particles, use)
 
 
 def log_joint(
@@ -164,7 +168,8 @@ def log_joint(
     """
     args = (x, *context)
     if plan is None:
-        plan = plan_particles(model, None, args, particles)
+        # all of the data, since all of their latents are given
+        plan = plan_particles(model, None, args, particles, whole=True)
     wanted = set(plan.layout.latents)
     if set(latents) != wanted:
         raise ValueError(f"latents must be {sorted(wanted)}, but are {sorted(latents)}")

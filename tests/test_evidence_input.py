@@ -326,3 +326,114 @@ def test_bytes_are_told_what_they_are():
     x = torch.randint(0, 256, (4, 6), dtype=torch.uint8)
     with pytest.raises(ProgramError, match=r"uint8 .*parameters are float32.*by x / 255"):
         ImportanceSampling(num_samples=5)(vae.model, vae.guide, x)
+
+
+# --- contexts, structures and masks that a first look at a few data does not show -----------------
+
+
+def _table_pair():
+    """Labels that look up a table which happens to have as many rows as there are data."""
+
+    def model(x, y, table):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z + table[y], 1.0), obs=x)
+
+    def guide(x, y, table):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x - table[y]) / 2, 0.8))
+
+    return model, guide
+
+
+@pytest.mark.parametrize("memory", [None, 5000])
+@pytest.mark.parametrize(
+    "labels", [lambda n: torch.zeros(n), lambda n: torch.arange(n) % 3, lambda n: torch.arange(n)]
+)
+@pytest.mark.parametrize("size", [2, 3, 10, 300])
+def test_a_table_as_long_as_the_data_is_not_cut_though_labels_are(size, labels, memory):
+    torch.manual_seed(0)
+    y, table = labels(size).long(), 3 * torch.randn(size, dtype=torch.float64)
+    x = table[y] + torch.randn(size, dtype=torch.float64)
+    exact = dist.Normal(table[y], 2**0.5).log_prob(x)
+    estimate = ImportanceSampling(num_samples=500, memory=memory)(*_table_pair(), x, y, table)
+    assert ((estimate.log_evidence - exact).abs() < 6 * estimate.stderr + 1e-6).all()
+
+
+def _ragged_pair(one_batch_dimension):
+    """A latent for every step of the longest sequence, masked after each one's own end."""
+    torch.manual_seed(1)
+    line = nn.Linear(1, 1).double().requires_grad_(False)
+
+    def net(z):
+        if one_batch_dimension and z.dim() != 2:
+            raise ValueError("one batch dimension")
+        return line(z)
+
+    def steps(lengths):
+        for step in range(int(lengths.max())):
+            with pyro.poutine.mask(mask=lengths > step):
+                yield step
+
+    def model(x, lengths):
+        with pyro.plate("data", len(x)):
+            for step in steps(lengths):
+                prior = dist.Normal(torch.zeros(1, dtype=x.dtype), 1.0).to_event(1)
+                z = pyro.sample(f"z{step}", prior)
+                seen = dist.Normal(net(z), 1.0).to_event(1)
+                pyro.sample(f"x{step}", seen, obs=x[:, step : step + 1])
+
+    def guide(x, lengths):
+        weight, bias = line.weight.item(), line.bias.item()
+        precision = 1 + weight**2
+        with pyro.plate("data", len(x)):
+            for step in steps(lengths):
+                loc = weight * (x[:, step : step + 1] - bias) / precision
+                q = dist.Normal(loc, 1.05 / precision**0.5).to_event(1)
+                pyro.sample(f"z{step}", q)
+
+    def exact(x, lengths):
+        marginal = dist.Normal(line.bias.item(), (1 + line.weight.item() ** 2) ** 0.5)
+        inside = torch.arange(x.shape[1]) < lengths[:, None]
+        return (marginal.log_prob(x) * inside).sum(1)
+
+    return model, guide, exact
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("one_batch_dimension", [False, True])
+@pytest.mark.parametrize("begin", [[2, 2, 2, 2], [1, 2, 1, 2]])
+def test_latents_that_only_longer_data_have_are_found(estimator, one_batch_dimension, begin):
+    model, guide, exact = _ragged_pair(one_batch_dimension)
+    lengths = torch.tensor([*begin, *[6, 3] * 10])
+    x = 1.5 * torch.randn(len(lengths), 6, dtype=torch.float64)
+    estimate = estimator(num_samples=3000)(model, guide, x, lengths)
+    error = (estimate.log_evidence - estimate.bias - exact(x, lengths)).abs()
+    assert (error < 6 * estimate.stderr).all()
+    weights = log_weights(model, guide, x, lengths, num_particles=3)
+    assert set(weights.values) == {f"z{step}" for step in range(6)}
+
+
+@pytest.mark.parametrize(("in_model", "in_guide"), [(True, False), (False, True)])
+@pytest.mark.parametrize("first", [0, 100])
+def test_a_latent_masked_on_one_side_alone_is_refused(in_model, in_guide, first):
+    """Wherever in the data the mask begins to differ."""
+    x, mask = torch.randn(150), torch.ones(150, dtype=torch.bool)
+    mask[first:] = False
+
+    def sample(masked, fn, mask):
+        with pyro.poutine.mask(mask=mask if masked else True):
+            return pyro.sample("z", fn)
+
+    def model(x, mask):
+        with pyro.plate("data", len(x)):
+            z = sample(in_model, dist.Normal(0.0, 1.0), mask)
+            with pyro.poutine.mask(mask=mask):
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x, mask):
+        with pyro.plate("data", len(x)):
+            sample(in_guide, dist.Normal(x / 2, 1.0), mask)
+
+    with pytest.raises(ProgramError, match="site 'z' is masked otherwise in the model"):
+        ImportanceSampling(num_samples=10)(model, guide, x, mask)

@@ -20,13 +20,13 @@ SHAPE = (1, 3, 2)
 def drawn(monkeypatch: pytest.MonkeyPatch) -> dict:
     """The figures that are saved, by file name, beside the files themselves."""
     figures: dict = {}
-    save = pictures._save
+    save = pictures.save_figure
 
     def keep(figure, path):
         figures[Path(path).name] = figure
         save(figure, path)
 
-    monkeypatch.setattr(pictures, "_save", keep)
+    monkeypatch.setattr(pictures, "save_figure", keep)
     return figures
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -281,7 +281,7 @@ def test_estimators_by_name_and_of_ones_own(tmp_path: Path) -> None:
     assert prior.estimate.provenance["estimator"] == "PriorMonteCarlo"
     names = {own.file.name, prior.file.name}
     assert names == {
-        "evidence-cli_toys-Doubled-test-K30-seed0-epoch3.nc",
+        "evidence-cli_toys-Doubled-test-K30-factor=3-seed0-epoch3.nc",
         "evidence-prior-monte-carlo-test-K40-seed0-epoch3.nc",
     }
     with pytest.raises(FactoryError, match="should return an Estimate, found float"):
@@ -324,6 +324,13 @@ def test_a_run_that_went_on_is_scored_anew_beside_its_older_answer(tmp_path: Pat
     assert not torch.equal(older.estimate.log_evidence, newer.estimate.log_evidence)
 
 
+def test_answers_to_other_options_have_other_names(tmp_path: Path) -> None:
+    run = training.train(BITS, tmp_path / "run").run
+    plain = scoring.evidence(run, QUICK).file
+    looped = scoring.evidence(run, replace(QUICK, options={"particles": "loop"})).file
+    assert looped.name == plain.name.replace("-seed0", "-particles=loop-seed0")
+
+
 def test_an_answer_is_not_lost_to_a_file_that_came_in_between(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -356,6 +363,18 @@ def test_a_damaged_record_is_told(text: str, tmp_path: Path) -> None:
         ([], r"it should be a JSON object, but is \[\]"),
         ({"format": "other"}, "its format should be pyrovae-run-1, but is other"),
         ({"format": "pyrovae-run-1", "settings": 3}, "its settings should be a JSON object, but"),
+        (
+            {"format": "pyrovae-run-1", "settings": {"epochs": "8"}},
+            "its settings should hold int as epochs, but hold '8'",
+        ),
+        (
+            {"format": "pyrovae-run-1", "settings": {"seed": True}},
+            "its settings should hold int as seed, but hold True",
+        ),
+        (
+            {"format": "pyrovae-run-1", "settings": {}, "result": {}},
+            "its result should hold int as epochs, but hold None",
+        ),
         ({"format": "pyrovae-run-1", "settings": {"lr": 1}}, "its settings hold lr, which are"),
         (
             {"format": "pyrovae-run-1", "settings": {}, "result": [1]},

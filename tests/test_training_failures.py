@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -250,3 +251,11 @@ def test_constraints_hold_for_the_store() -> None:
     fit(*function_pair(), X, epochs=3, learning_rate=1.0, **QUIET)
     assert pyro.param("scale").unconstrained() is scale.unconstrained()  # the user's own entry
     assert pyro.param("scale") > 0
+
+
+def test_the_error_survives_the_way_back_from_a_worker() -> None:
+    error = NonFiniteLoss("it is", 2, 3, ["z"], torch.arange(4))
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == "it is"
+    assert (again.epoch, again.batch, again.sites) == (2, 3, ("z",))
+    assert torch.equal(again.rows, error.rows)

@@ -69,16 +69,19 @@ def measure(repeats: int, seed: int) -> list[dict[str, Any]]:
     for name, rule in RULES.items():
         for count in PARTICLES:
             objective = MonteCarloObjective(bounds.IWAE(), rule, count)
+            # a signal that falls as K^-1/2 takes K times as many gradients to be seen
+            drowns = isinstance(rule, gradients.Pathwise)
+            number = repeats * max(count // 100, 1) if drowns else repeats
             found = gradient_statistics(
                 objective,
                 toy.model,
                 toy.guide,
                 x,
-                repeats=repeats,
+                repeats=number,
                 reference=objective,
                 seed=seed,
             )
-            row: dict[str, Any] = {"rule": name, "particles": count}
+            row: dict[str, Any] = {"rule": name, "particles": count, "repeats": number}
             for group in ("theta", "phi"):
                 one = found.sel(group=group)
                 row[group] = {"snr": float(one.snr_pooled), "stderr": float(one.snr_pooled_stderr)}
@@ -91,7 +94,8 @@ def slope(rows: list[dict[str, Any]], rule: str, group: str) -> tuple[float, flo
     kept = [row for row in rows if row["rule"] == rule and row["particles"] >= 10]
     log_k = np.log([row["particles"] for row in kept])
     log_snr = np.log([row[group]["snr"] for row in kept])
-    (exponent, _), covariance = np.polyfit(log_k, log_snr, 1, cov=True)
+    weights = [row[group]["snr"] / row[group]["stderr"] for row in kept]
+    (exponent, _), covariance = np.polyfit(log_k, log_snr, 1, w=weights, cov=True)
     return float(exponent), float(covariance[0, 0] ** 0.5)
 
 
@@ -129,8 +133,9 @@ def main() -> None:
     text = (
         "Signal-to-noise ratio of the guide's gradient (pooled over its parameters, ± jackknife "
         "error). Exponents of K from K = 10 on.\n\n"
-        f"{table(rows)}\n\n`{command}`: {options.repeats} gradients each, {NUM_DATA} data in "
-        f"{DIM} dimensions; {time.perf_counter() - start:.0f} s; {machine['summary']}\n"
+        f"{table(rows)}\n\n`{command}`: {options.repeats} gradients each, of the plain IWAE "
+        f"K / 100 times as many from K = 100 on; {NUM_DATA} data in {DIM} dimensions; "
+        f"{time.perf_counter() - start:.0f} s; {machine['summary']}\n"
     )
     (options.output / "gradient-snr.md").write_text(text)
     record = {"command": command, "machine": machine, "rows": rows}

@@ -10,7 +10,7 @@ by about CV² / 2K; it is exact, with K = 1, when q is the posterior.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from tqdm.auto import tqdm
 
 from ..frozen import freeze_guide
-from ..particles import ParticlePlan, plan_particles, take
+from ..particles import ParticlePlan, take, with_plan
 from ..programs import Data, Program, check_count, num_data
 from ..weights import Weights, log_weights
 from .accumulator import WeightSums
@@ -167,31 +167,61 @@ def _score(
     seed: int,
     seeds: torch.Generator,
 ) -> Estimate:
-    began = time.perf_counter()
     size = num_data(args[0])
     check_finite(args)
+    before = seeds.get_state()
     with scoring_scope(model, guide) as manual_seed:
         manual_seed(seed)
         args = move(args, device_of(model, guide))
-        plan = plan_particles(model, guide, args, settings.particles)
-        check_plan(plan)
-        few = take(args, slice(0, 1)) if plan.sliceable else args
-        frozen = None if guide is None else freeze_guide(guide, few, plan)
-        tiles = plan_tiles(model, frozen, few, plan, settings.num_samples, size, settings.memory)
-        sums: list[WeightSums] = []
-        khat: list[Tensor] = []
-        block = max(tiles.data, _BLOCK)
-        with tqdm(total=size, unit="datum", disable=not settings.progress) as bar:
-            for start in range(0, size, block):
-                stop = min(start + block, size)
-                check_support(model, guide, take(args, slice(start, stop)), plan)
-                for rows in tiles.data_slices(start, stop):
-                    manual_seed(int(torch.randint(2**62, (), generator=seeds)))
-                    part = take(args, rows)
-                    sums.append(_score_rows(settings.num_samples, model, guide, part, plan, tiles))
-                    bar.update(rows.stop - rows.start)
-                tails = [one.largest() for one in sums[len(khat) :]]
-                khat += pareto_shape(torch.cat(tails, 1)).split([t.shape[1] for t in tails])
+
+        def use(plan: ParticlePlan) -> Estimate:
+            seeds.set_state(before)
+            draws = _Draws(seed, seeds, manual_seed)
+            return _score_as_planned(settings, model, guide, args, size, draws, plan)
+
+        return with_plan(model, guide, args, settings.particles, use)
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """Where the random numbers of a scored run come from: one seed for each tile."""
+
+    seed: int
+    seeds: torch.Generator
+    manual_seed: Callable[[int], None]
+
+    def next_tile(self) -> None:
+        self.manual_seed(int(torch.randint(2**62, (), generator=self.seeds)))
+
+
+def _score_as_planned(
+    settings: _Sampling,
+    model: Program,
+    guide: Program | None,
+    args: tuple,
+    size: int,
+    draws: _Draws,
+    plan: ParticlePlan,
+) -> Estimate:
+    began = time.perf_counter()
+    check_plan(plan)
+    few = take(args, slice(0, 1)) if plan.sliceable else args
+    frozen = None if guide is None else freeze_guide(guide, few, plan)
+    tiles = plan_tiles(model, frozen, few, plan, settings.num_samples, size, settings.memory)
+    sums: list[WeightSums] = []
+    khat: list[Tensor] = []
+    block = max(tiles.data, _BLOCK)
+    with tqdm(total=size, unit="datum", disable=not settings.progress) as bar:
+        for start in range(0, size, block):
+            stop = min(start + block, size)
+            check_support(model, guide, take(args, slice(start, stop)), plan)
+            for rows in tiles.data_slices(start, stop):
+                draws.next_tile()
+                part = take(args, rows)
+                sums.append(_score_rows(settings.num_samples, model, guide, part, plan, tiles))
+                bar.update(rows.stop - rows.start)
+            tails = [one.largest() for one in sums[len(khat) :]]
+            khat += pareto_shape(torch.cat(tails, 1)).split([t.shape[1] for t in tails])
     fields = ("log_evidence", "stderr", "ess", "elbo", "elbo_stderr")
     return Estimate(
         **{name: torch.cat([getattr(one, name)() for one in sums]).cpu() for name in fields},
@@ -201,7 +231,7 @@ def _score(
         provenance={
             "estimator": type(settings).__name__,
             "settings": asdict(settings),
-            "seed": seed,
+            "seed": draws.seed,
             "guide_way": plan.guide_way,
             "model_way": plan.model_way,
             "tile": asdict(tiles),

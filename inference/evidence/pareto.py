@@ -22,7 +22,6 @@ from torch import Tensor
 _PRIOR_COUNT, _PRIOR_SHAPE = 10, 0.5
 MIN_TAIL = 5
 _ROUNDING = 1e-5  # log-weights that differ by less are equal but for single precision
-_TIE = 1e-9  # and by less than this they are the same
 
 
 def tail_length(num_samples: int) -> int:
@@ -43,9 +42,9 @@ def pareto_shape(largest: Tensor) -> Tensor:
             the smallest is the threshold.
 
     Returns:
-        k̂, ``(N,)``. −∞ where the tail is constant (an exact proposal), NaN where the tail has
-        fewer than five weights, or fewer than five above a threshold that many weights tie with,
-        as those of discrete latents do.
+        k̂, ``(N,)``. −∞ where the tail is constant (an exact proposal), or takes few values, as
+        with discrete latents, and the largest at least five times; NaN where it takes few values
+        and the largest more rarely, or has fewer than five weights.
 
     Example:
         >>> u = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000  # quantiles of Pareto(k=0.6)
@@ -61,19 +60,27 @@ def pareto_shape(largest: Tensor) -> Tensor:
     constant = relative[-1] > -_ROUNDING
     # where a few weights are all there is, the others underflow: the tail is what can be told apart
     underflow = ~(relative[-1] > math.log(torch.finfo(largest.dtype).tiny))
-    tied = ~constant & ~underflow & (relative[-1 - _quartile(size)] - relative[-1] < _TIE)
+    gaps = relative[:-1] - relative[1:]
+    # of two neighbours among M that are spread over the tail, one in 500 is as close as this
+    is_tie = gaps < 2e-3 / size * -relative[-1]
+    discrete = ~constant & ~underflow & (is_tie.double().mean(0) > 0.5)
+    tied = ~constant & ~underflow & ~discrete & is_tie[size - _quartile(size) :].all(0)
     weight = relative.exp()
-    exceedances = torch.where(
-        constant | underflow | tied, torch.ones_like(weight[:-1]), weight[:-1] - weight[-1]
-    )
+    special = constant | underflow | discrete | tied
+    exceedances = torch.where(special, torch.ones_like(weight[:-1]), weight[:-1] - weight[-1])
     k = _fit(exceedances.flip(0))
     k = torch.where(constant, torch.full_like(k, -math.inf), k)
+    # the largest of few values, seen again and again, is an upper bound of the weights; and weights
+    # that are equal but for a thousandth take few values where single precision has no more
+    is_bounded = is_tie[: MIN_TAIL - 1].all(0) | (relative[-1] > -1e-3)
+    of_discrete = torch.full_like(k, math.nan).masked_fill(is_bounded, -math.inf)
+    k = torch.where(discrete, of_discrete, k)
     for n in underflow.nonzero().flatten().tolist():
         tail = weight[:, n][weight[:, n] > torch.finfo(largest.dtype).tiny]
         k[n] = _fit(tail.flip(0)[:, None])[0] if len(tail) >= MIN_TAIL else math.inf
     for n in tied.nonzero().flatten().tolist():
-        above = relative[:, n] - relative[-1, n] > _TIE
-        tail = weight[:, n][above] - weight[-1, n]
+        above = ~is_tie[:, n].flip(0).cumprod(0).bool().flip(0)  # above the threshold and its ties
+        tail = weight[:-1, n][above] - weight[-1, n]
         k[n] = _fit(tail.flip(0)[:, None])[0] if len(tail) >= MIN_TAIL else math.nan
     return k
 

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from ..modules import Modules
-from ..particles import ParticlePlan, draw
+from ..particles import ParticlePlan
 from ..programs import Program, ProgramError, map_tensors
 from ..support import not_finite
+from ..ways import evaluate
 
 
 @contextmanager
@@ -73,7 +74,7 @@ def check_support(model: Program, guide: Program | None, args: tuple, plan: Part
     """
     with pyro.validation_enabled(True):
         try:
-            draw(model, guide, args, plan, 1)
+            evaluate("loop", model, guide, args, plan.layout, 1, prior=guide is None)
         except ProgramError:
             raise
         except ValueError as error:

@@ -161,6 +161,8 @@ class CIWAE(Bound):
     def __call__(self, log_weight: Tensor) -> Tensor:
         if self.beta == 1:
             return log_weight.mean(0)
+        if self.beta == 0:  # zero times the infinity of a weight of zero is not a number
+            return _log_mean_exp(log_weight)
         return self.beta * log_weight.mean(0) + (1 - self.beta) * _log_mean_exp(log_weight)
 
 
@@ -270,17 +272,24 @@ class TVO(Bound):
         return (0.0, *map(math.exp, logs), 1.0)
 
     def __call__(self, log_weight: Tensor) -> Tensor:
-        terms = (
-            width * (share * log_weight).sum(0) for width, _, share in self.intervals(log_weight)
-        )
-        return torch.stack(list(terms)).sum(0)
+        terms = [
+            # weights of zero have no share, and no logarithm
+            width * (share * log_weight.masked_fill(share == 0, 0.0)).sum(0)
+            for width, _, share in self.intervals(log_weight)
+        ]
+        return torch.stack(terms).sum(0)
 
     def intervals(self, log_weight: Tensor) -> list[tuple[float, float, Tensor]]:
         """Of each interval its width, its left end β, and the shares w^β / Σ w^β, ``(K, N)``."""
         return [
-            (right - left, left, (left * log_weight).softmax(0))
+            (right - left, left, self._shares(left, log_weight))
             for left, right in itertools.pairwise(self.grid)
         ]
+
+    @staticmethod
+    def _shares(beta: float, log_weight: Tensor) -> Tensor:
+        power = beta * log_weight if beta else torch.zeros_like(log_weight)
+        return power.softmax(0)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ take the bound without it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,8 +61,10 @@ class WarmUp:
         check_count("steps", self.steps)
         check_count("cycles", self.cycles)
         for name in ("start", "end"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, but is {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"{name} must be finite and at least 0, but is {getattr(self, name)}"
+                )
 
     @property
     def duration(self) -> int:
@@ -95,8 +98,8 @@ class FreeBits:
     over: str = "batch"
 
     def __post_init__(self) -> None:
-        if not self.nats >= 0:
-            raise ValueError(f"nats must be at least 0, but is {self.nats}")
+        if not 0 <= self.nats < math.inf:
+            raise ValueError(f"nats must be finite and at least 0, but is {self.nats}")
         for name, known in (("per", ("dimension", "site")), ("over", ("batch", "datum"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, but is {getattr(self, name)!r}")
@@ -131,8 +134,12 @@ class KL:
     form: str = "monte-carlo"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.weight, WarmUp) and not self.weight >= 0:
-            raise ValueError(f"weight must be at least 0 or a WarmUp, but is {self.weight!r}")
+        if not isinstance(self.weight, WarmUp | int | float):
+            raise TypeError(f"weight must be a number or a WarmUp, but is {self.weight!r}")
+        if not isinstance(self.weight, WarmUp) and not 0 <= self.weight < math.inf:
+            raise ValueError(f"weight must be finite and at least 0, but is {self.weight!r}")
+        if not isinstance(self.free_bits, FreeBits | None):
+            raise TypeError(f"free_bits must be a FreeBits or None, but is {self.free_bits!r}")
         if self.form not in FORMS:
             raise ValueError(f"form must be one of {FORMS}, but is {self.form!r}")
 
@@ -168,17 +175,25 @@ class Divergences:
         assert model_trace is not None
         assert guide_trace is not None
         prior, proposal = sample_sites(model_trace), sample_sites(guide_trace)
+        order = [name for name in prior if name in proposal]
+        drawn = [name for name in proposal if name in prior]
         return {
-            name: self._divergence(name, prior[name], proposal[name])
+            name: self._divergence(
+                name,
+                prior[name],
+                proposal[name],
+                # what the prior may be given must not have been drawn given this site
+                set(order[: order.index(name)]) <= set(drawn[: drawn.index(name)]),
+            )
             for name in self.layout.latents
         }
 
-    def _divergence(self, name: str, prior: dict, proposal: dict) -> Tensor:
+    def _divergence(self, name: str, prior: dict, proposal: dict, in_order: bool) -> Tensor:
         p, q = prior["fn"], proposal["fn"]
         by_dimension = self.kl.free_bits is not None and self.kl.free_bits.per == "dimension"
         if by_dimension:
             q, p = _components(name, q), _components(name, p)
-        divergence = self._closed(name, q, p)
+        divergence = self._closed(name, q, p, in_order)
         self.forms[name] = "monte-carlo" if divergence is None else "analytic"
         if divergence is None:
             value = proposal["value"]
@@ -192,10 +207,16 @@ class Divergences:
         mask = mask.unsqueeze(-1) if isinstance(mask, Tensor) else mask
         return scale_and_mask(divergence, mask=mask)
 
-    def _closed(self, name: str, q: Any, p: Any) -> Tensor | None:
+    def _closed(self, name: str, q: Any, p: Any, in_order: bool) -> Tensor | None:
         """The divergence in closed form; None where it is not to be, or there is none."""
-        if self.kl.form == "monte-carlo":
+        if self.kl.form == "monte-carlo" or (self.kl.form == "auto" and not in_order):
             return None
+        if not in_order:
+            raise ProgramError(
+                f"site '{name}': the guide draws it before a latent that stands before it in the "
+                "model, on which its prior may depend; then the KL of the two distributions is not "
+                "that of the programs; take form='auto' or 'monte-carlo'"
+            )
         try:
             return kl_divergence(q, p)
         except NotImplementedError:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..modules import Buffers, Modules, mode
 from ..particles import ParticlePlan, plan_batch
-from ..programs import Program, ProgramError, check_count
+from ..programs import Program, ProgramError, StructureVaries, check_count
 from ..rng import forked
 from .bounds import ELBO, Bound
 from .gradients import Gradient, NetworkBaseline, Pathwise, ScoreFunction
@@ -36,7 +36,7 @@ from .step import Step
 class _Plans:
     """How particles are drawn from a program pair: as the gradient rule runs it, and as it is."""
 
-    pair: tuple[Program, Program, frozenset[str]]
+    pair: tuple[Program, Program, tuple[str | None, ...], frozenset[str]]
     wrapped: ParticlePlan
     plain: ParticlePlan
 
@@ -132,6 +132,15 @@ class MonteCarloObjective(PyroELBO):
         self, model: Program, guide: Program, *args: Any, **kwargs: Any
     ) -> Tensor:
         """The loss in nats, summed over data, whose gradient is the rule's."""
+        try:
+            loss = self._loss(model, guide, args, kwargs)
+        except StructureVaries:
+            self._plans = None  # this batch has other latents than the one before: look again
+            loss = self._loss(model, guide, args, kwargs)
+        self.steps += torch.is_grad_enabled()
+        return loss
+
+    def _loss(self, model: Program, guide: Program, args: tuple, kwargs: dict[str, Any]) -> Tensor:
         plan = self._plan(model, guide, args, kwargs).wrapped
         wrapped = self.gradient.wrap(*_bind(model, guide, kwargs))
         beta = self.kl.beta(self.steps) * self.kl_factor
@@ -142,7 +151,6 @@ class MonteCarloObjective(PyroELBO):
         else:
             ascent = self.gradient.ascend(step, self.bound)
             value, surrogate = ascent.value, ascent.surrogate.sum()
-        self.steps += torch.is_grad_enabled()
         sign = -1 if self.bound.direction == "lower" else 1
         return sign * step.scale() * (value.detach().sum() + surrogate - surrogate.detach())
 
@@ -159,10 +167,17 @@ class MonteCarloObjective(PyroELBO):
 
         That is what can be compared: at β = 1, without free bits, with hard draws.
         """
+        try:
+            value = self._value(model, guide, args, kwargs)
+        except StructureVaries:
+            self._plans = None
+            value = self._value(model, guide, args, kwargs)
+        return float(-value if self.bound.direction == "lower" else value)
+
+    def _value(self, model: Program, guide: Program, args: tuple, kwargs: dict[str, Any]) -> Tensor:
         plan = self._plan(model, guide, args, kwargs).plain
         step = Step(*_bind(model, guide, kwargs), args, plan, self.num_particles)
-        value = self.bound(step.joint().log_weight).sum() * step.scale()
-        return float(-value if self.bound.direction == "lower" else value)
+        return self.bound(step.joint().log_weight).sum() * step.scale()
 
     # --- what is kept from step to step ----------------------------------------------------------
 
@@ -207,7 +222,9 @@ class MonteCarloObjective(PyroELBO):
 
     def _plan(self, model: Program, guide: Program, args: tuple, kwargs: dict[str, Any]) -> _Plans:
         """Look at a program pair the first time it comes, without leaving a mark."""
-        pair = (model, guide, frozenset(kwargs))
+        # a context that is None, or not there, may stand for other latents
+        form = tuple(None if arg is None else type(arg).__name__ for arg in args)
+        pair = (model, guide, form, frozenset(kwargs))
         if self._plans is not None and self._plans.pair == pair:
             return self._plans
         bound = _bind(model, guide, kwargs)

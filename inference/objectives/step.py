@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -98,8 +99,11 @@ class Step:
         self.beta = beta
         self.shape = (num_particles, plan.layout.subsample or num_data(args[0]))
         self._frozen: Program | None = None
-        self._same_data = _OneSubsample()
-        self._scales: dict[str, float | Tensor] = {}
+        # a plate that takes all of x has an index too, which tiled data outgrow
+        self._same_data: AbstractContextManager = (
+            _OneSubsample() if plan.layout.subsample else nullcontext()
+        )
+        self._scales: dict[tuple[str, str], float | Tensor] = {}
         if beta != 1 and plan.layout.enumerated:
             raise ProgramError(
                 f"latent {', '.join(sorted(plan.layout.enumerated))} is summed out, and has no "
@@ -143,9 +147,10 @@ class Step:
         for other in others:
             if not math.isclose(self._scales[first], self._scales[other], rel_tol=1e-6):
                 raise ProgramError(
-                    f"site '{first}' has scale {float(self._scales[first]):g} and site '{other}' "
-                    f"{float(self._scales[other]):g}: no bound on log p(x) weighs its terms "
-                    "differently; a weight of the latents belongs to the objective, as kl="
+                    f"{first[0]} site '{first[1]}' has scale {float(self._scales[first]):g} and "
+                    f"{other[0]} site '{other[1]}' {float(self._scales[other]):g}: no bound on "
+                    "log p(x) weighs its terms differently; a weight of the latents belongs to "
+                    "the objective, as kl="
                 )
         return self._scales[first]
 
@@ -167,9 +172,9 @@ class Step:
         def read(
             model_trace: poutine.Trace | None, guide_trace: poutine.Trace | None
         ) -> dict[str, Tensor]:
-            for trace in (model_trace, guide_trace):
+            for role, trace in (("model", model_trace), ("guide", guide_trace)):
                 if trace is not None:
-                    self._note_scales(trace)
+                    self._note_scales(role, trace)
             return {} if probe is None else probe(model_trace, guide_trace)
 
         with self._same_data:
@@ -177,14 +182,14 @@ class Step:
                 way, model, guide, self.args, self.plan.layout, self.shape[0], values, probe=read
             )
 
-    def _note_scales(self, trace: poutine.Trace) -> None:
+    def _note_scales(self, role: str, trace: poutine.Trace) -> None:
         for name, site in sample_sites(trace).items():
             scale = site["scale"]
             if isinstance(scale, Tensor):
                 if scale.numel() != 1:
                     raise ProgramError(f"site '{name}' has a scale of shape {tuple(scale.shape)}")
                 scale = scale.reshape(())
-            self._scales[name] = scale
+            self._scales[role, name] = scale
 
     def _drawn(self, model_run: Evaluation, guide_run: Evaluation) -> Drawn:
         return Drawn(
@@ -204,9 +209,10 @@ class Step:
         return self._sum(seen, 1.0) + self._sum(latent, self.beta)
 
     def _sum(self, sites: Mapping[str, Tensor], weight: float) -> Tensor:
-        if not sites:
+        if not sites or weight == 0:  # whatever they are: zero times infinity is not a number
             return torch.zeros(self.shape, dtype=torch.float64, device=self.plan.layout.device)
-        total = sum(sites.values())
+        first, *others = sites.values()
+        total = sum(others, first)
         return total if weight == 1 else weight * total
 
 

@@ -36,9 +36,12 @@ class NonFiniteLoss(FloatingPointError, ValueError):
         self, message: str, epoch: int, batch: int, sites: Iterable[str], rows: Tensor | None
     ) -> None:
         super().__init__(message)
-        self.epoch, self.batch = epoch, batch
+        self.message, self.epoch, self.batch = message, epoch, batch
         self.sites = tuple(sites)
         self.rows = rows
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a worker process hands it on
+        return type(self), (self.message, self.epoch, self.batch, self.sites, self.rows)
 
 
 @dataclass(frozen=True)

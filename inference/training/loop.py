@@ -120,6 +120,7 @@ class Training:
             self.buffers = Buffers(modules.buffers(ids))
             self.steps = Steps(self.loss, self.optimization, self.buffers)
             stack.callback(self.optimization.zero_grad)
+            stack.callback(self.loss.end_warm_up)
             stack.enter_context(mode(self.roots, True))
             self._begin()
             stack.enter_context(self.interrupt)

@@ -211,6 +211,11 @@ class Loss:
                 "only the ELBO has"
             )
 
+    def end_warm_up(self) -> None:
+        """Leave the objective without the weight of the last epoch."""
+        if self.ours is not None:
+            self.ours.kl_factor = 1.0
+
     def _pair(self, weight: float) -> tuple[Program, Program]:
         if self.ours is not None:
             self.ours.kl_factor = weight

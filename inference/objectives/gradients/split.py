@@ -56,13 +56,13 @@ class Split(Gradient):
         values = step.sample()
         path = leaves(values)
         log_joint, log_guide = step.log_joint(path), step.log_guide(path)
-        log_weight = log_joint - log_guide
+        log_weight = log_joint - step.beta * log_guide
         if self.guide_bound.direction == "upper":
             _, weight = coefficients(self.guide_bound, log_weight.detach())
             guided = -(weight * log_guide).sum()
         else:
             weight = slope(self.guide_bound, log_weight)
-            score = (weight * log_guide).sum()
+            score = step.beta * (weight * log_guide).sum()
             guided = _along_path((weight * log_weight).sum(), path, values) - score
         modelled = (slope(bound, log_weight) * log_joint).sum()
         return Ascent(bound(log_weight.detach()), modelled + guided)
@@ -70,13 +70,15 @@ class Split(Gradient):
 
 def _along_path(total: Tensor, path: Values, values: Values) -> Tensor:
     """A scalar whose gradient is that of ``total`` with respect to the draws alone."""
-    names = [name for name, value in path.items() if value.requires_grad]
+    names = [name for name, value in values.items() if value.requires_grad]
+    if not (names and total.requires_grad):  # nothing to train there, or no gradient wanted
+        return torch.zeros_like(total)
     gradients = torch.autograd.grad(
         total, [path[name] for name in names], retain_graph=True, allow_unused=True
     )
     terms = [
         (gradient * values[name]).sum()
         for name, gradient in zip(names, gradients, strict=True)
-        if gradient is not None and values[name].requires_grad
+        if gradient is not None
     ]
-    return torch.stack([term.to(total.dtype) for term in terms]).sum()
+    return torch.stack([torch.zeros_like(total), *(term.to(total.dtype) for term in terms)]).sum()

@@ -113,7 +113,7 @@ def _dream(step: Step) -> Tensor:
     args = (_as_data(dream, step.args[0]), *step.args[1:])
     values = {name: value[None] for name, value in dream.latents.items()}
     run = evaluate("loop", None, step.guide, args, step.plan.layout, 1, values)
-    return sum(run.guide_sites.values(), torch.zeros(1))[0]
+    return torch.stack(list(run.guide_sites.values())).sum((0, 1))
 
 
 def _as_data(dream: Simulation, x: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
