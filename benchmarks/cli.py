@@ -19,7 +19,7 @@ from typing import Annotated, Any, NoReturn, ParamSpec
 
 import typer
 
-from ..inference import NonFiniteLoss, ProgramError
+from ..inference import NonFiniteLoss, ProgramError, objectives
 from .datasets import NAMES, DatasetError, available
 from .demo import EPOCHS, demo
 from .factories import FactoryError
@@ -149,7 +149,11 @@ def _train(
     model: Annotated[str | None, _option(f"{', '.join(MODELS)}, or {OWN}.", DEFAULTS.model)] = None,
     option: Annotated[list[str] | None, _pairs("--option", "the model's factory")] = None,
     objective: Annotated[
-        str | None, _option(f"An ELBO of pyro.infer by its name, or {OWN}.", DEFAULTS.objective)
+        str | None,
+        _option(
+            f"{', '.join(objectives.named.NAMES)}, an ELBO of pyro.infer by its name, or {OWN}.",
+            DEFAULTS.objective,
+        ),
     ] = None,
     objective_option: Annotated[
         list[str] | None, _pairs("--objective-option", "the objective")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyro.infer
 
-from ..inference import History, TrainingInterrupted, fit
+from ..inference import History, TrainingInterrupted, fit, objectives
 from ..inference.evidence.estimate import versions
 from ..inference.files import write_atomically
 from ..models import save
@@ -24,9 +24,12 @@ from .runs import Run, Settings, new_folder
 from .zoo import MODELS
 
 OBJECTIVES: dict[str, Callable[..., Any]] = {
-    name: cls
-    for name, cls in sorted(vars(pyro.infer).items())
-    if isinstance(cls, type) and issubclass(cls, pyro.infer.ELBO) and cls is not pyro.infer.ELBO
+    **{name: getattr(objectives.named, name) for name in objectives.named.NAMES},
+    **{
+        name: cls
+        for name, cls in sorted(vars(pyro.infer).items())
+        if isinstance(cls, type) and issubclass(cls, pyro.infer.ELBO) and cls is not pyro.infer.ELBO
+    },
 }
 
 

@@ -60,7 +60,7 @@ TRAIN_ERRORS = {
     "real": (["--data", "cli_toys:real", "--model", "vae"], "has a Bernoulli likelihood"),
     "data name": (["--data", "cifar"], "unknown data set 'cifar'; there are digits, mnist"),
     "model name": (["--model", "vea"], "unknown model 'vea'; there are vae, mixture-vae"),
-    "objective name": (["--objective", "elbo"], "unknown objective 'elbo'; there are Jit"),
+    "objective name": (["--objective", "elbo"], "unknown objective 'elbo'; there are ELBO, STL"),
     "attribute": (["--model", "cli_toys:nope"], "module 'cli_toys' has no attribute 'nope'"),
     "module": (["--data", "nowhere:x"], "no module named 'nowhere'"),
     "option": (["--option", "size=3"], "'cli_toys:ours' has no option 'size'; its options: lat"),

@@ -34,7 +34,7 @@ def one_thread():
 
 
 def test_a_model_of_ones_own_takes_25_lines() -> None:
-    assert len(EXAMPLES) == 2
+    assert len(EXAMPLES) == 3
     assert len([line for line in EXAMPLES[0].splitlines() if line.strip()]) <= 25
 
 
@@ -47,10 +47,14 @@ def test_the_model_of_ones_own_trains_and_is_scored(capsys: pytest.CaptureFixtur
     assert -26 < float(match[1]) < -20
 
 
-def test_the_model_from_parts_draws_images() -> None:
+def test_the_model_from_parts_draws_images_and_trains_under_each_objective() -> None:
     names: dict = {}
     exec(compile(EXAMPLES[1], "README.md", "exec"), names)
     assert names["images"].shape == (10, 64)
+    before = [value.detach().clone() for value in names["vae"].parameters()]
+    exec(compile(EXAMPLES[2], "README.md", "exec"), names)
+    moved = zip(before, names["vae"].parameters(), strict=True)
+    assert not any(torch.equal(one, other) for one, other in moved)
 
 
 def test_the_model_of_ones_own_on_the_command_line(

@@ -20,7 +20,7 @@ from pyrovae.benchmarks.pairs import Pair, as_pair, build, find_device
 from pyrovae.benchmarks.runs import Settings, new_folder, open_run
 from pyrovae.benchmarks.scoring import Question
 from pyrovae.benchmarks.tables import table, width
-from pyrovae.inference import ImportanceSampling
+from pyrovae.inference import ImportanceSampling, MonteCarloObjective
 from pyrovae.models import load
 
 BITS = Settings(data="cli_toys:bits", model="cli_toys:ours", epochs=3, batch_size=20)
@@ -390,7 +390,7 @@ def test_a_record_of_something_else_says_what_is_odd(record, message, tmp_path: 
 
 def test_objectives_by_name_and_of_ones_own(tmp_path: Path) -> None:
     assert {"Trace_ELBO", "RenyiELBO", "TraceMeanField_ELBO"} <= set(training.OBJECTIVES)
-    assert "ELBO" not in training.OBJECTIVES
+    assert isinstance(training.OBJECTIVES["ELBO"](), MonteCarloObjective)
     for i, (objective, options) in enumerate(
         [("RenyiELBO", {"num_particles": 3}), ("cli_toys:two_particles", {})]
     ):
@@ -398,6 +398,15 @@ def test_objectives_by_name_and_of_ones_own(tmp_path: Path) -> None:
         trained = training.train(Settings(**settings), tmp_path / str(i))
         made = trained.history.settings["objective"]
         assert f"num_particles={3 - i}" in made
+
+
+def test_our_objectives_by_name(tmp_path: Path) -> None:
+    settings = replace(BITS, objective="DReG", objective_options={"num_particles": 3}, epochs=1)
+    assert repr(training.make_objective(settings)).startswith("MonteCarloObjective(IWAE(), Doubly")
+    run = training.train(settings, tmp_path / "run").run
+    assert open_run(run.path).settings.objective == "DReG"
+    with pytest.raises(FactoryError, match="num_particles must be a whole number"):
+        training.make_objective(replace(settings, objective_options={"num_particles": 0}))
 
 
 def test_the_shape_goes_to_a_factory_that_asks_for_it(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from torch.distributions import Independent, kl_divergence
 from ..factors import site_log_prob
 from ..layout import Layout
 from ..programs import ProgramError, check_count, sample_sites
+from ..refusals import base
 
 FORMS = ("monte-carlo", "analytic", "auto")
 
@@ -233,6 +234,6 @@ def _components(name: str, fn: Any) -> Any:
     if isinstance(fn, Independent) and fn.reinterpreted_batch_ndims == len(fn.event_shape):
         return fn.base_dist
     raise ProgramError(
-        f"site '{name}' ({type(fn).__name__}) has no independent dimensions to which free bits "
-        "could be given: take FreeBits(per='site')"
+        f"site '{name}' ({type(base(fn)).__name__}) has no independent dimensions to which free "
+        "bits could be given: take FreeBits(per='site')"
     )

@@ -34,6 +34,25 @@ from . import bounds, gradients
 from .kl import KL, WarmUp
 from .objective import MonteCarloObjective
 
+NAMES = (
+    "ELBO",
+    "STL",
+    "BetaVAE",
+    "IWAE",
+    "MIWAE",
+    "PIWAE",
+    "CIWAE",
+    "DReG",
+    "Renyi",
+    "CHIVI",
+    "TVO",
+    "JVI",
+    "REINFORCE",
+    "NVIL",
+    "VIMCO",
+    "RWS",
+)
+
 
 def ELBO(num_particles: int = 1, **settings: Any) -> MonteCarloObjective:
     """The evidence lower bound (Kingma and Welling, *Auto-encoding variational Bayes*, 2014)."""
