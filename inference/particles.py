@@ -6,23 +6,21 @@ only when the log-densities it gives to three particles equal those of a loop ov
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-import pyro
 import torch
-from torch import Tensor
 
+from .agreement import agree, first_difference
 from .layout import Layout, inspect_programs
-from .programs import Program, ProgramError, StructureVaries, map_tensors, num_data
-from .ways import WAYS, Evaluation, data_axis, evaluate
+from .programs import Program, ProgramError, StructureVaries
+from .slicing import inspect_part
+from .ways import WAYS, Evaluation, evaluate
 
 T = TypeVar("T")
 
 _TRIAL_PARTICLES = 3
-_TRIAL_DATA = 4
-_COUPLING_DATA = 256
 
 
 @dataclass(frozen=True)
@@ -46,12 +44,6 @@ class ParticlePlan:
     sliceable: bool = True
     reproducible: bool = True
     rejected: tuple[str, ...] = field(default=(), compare=False)
-
-
-def take(args: tuple, index: slice | Tensor) -> tuple:
-    """Select data from ``(x, *context)``: every tensor that has one entry per datum is indexed."""
-    size = num_data(args[0])
-    return map_tensors(lambda t: t[index] if t.dim() and len(t) == size else t, args)
 
 
 def plan_particles(
@@ -78,14 +70,9 @@ def plan_particles(
     _check_way(particles)
     if not whole:
         try:
-            layout, trial, sliceable = _inspect_small(model, guide, args)
-            if sliceable:
-                many = args
-                if not _context_may_be_shared(model, guide, args, trial, layout):
-                    many = take(args, slice(0, _COUPLING_DATA))
-                sliceable = _rows_stand_alone(model, guide, many, layout)
-            if sliceable:
-                return _choose(model, guide, trial, layout, particles, sliceable=True)
+            if (part := inspect_part(model, guide, args)) is not None:
+                layout, few = part
+                return _choose(model, guide, few, layout, particles, sliceable=True)
         except StructureVaries:
             pass  # the loop that makes latents is longer for other data: all of them tell
     layout = inspect_programs(model, guide, args)
@@ -162,95 +149,6 @@ def _choose(
     return ParticlePlan(layout, "loop", "loop", sliceable, reproducible, tuple(rejected))
 
 
-def _inspect_small(
-    model: Program, guide: Program | None, args: tuple
-) -> tuple[Layout, tuple, bool]:
-    """Inspect on a few data where the program allows it, else on all of them."""
-    size = num_data(args[0])
-    few = take(args, slice(0, _TRIAL_DATA))
-    if size <= _TRIAL_DATA:
-        few = take(args, slice(0, max(size - 1, 1)))
-    store = pyro.get_param_store()
-    before = set(store.keys())
-    try:
-        layout = inspect_programs(model, guide, few)
-        if set(store.keys()) == before:
-            return layout, few, True
-    except ProgramError:
-        pass  # perhaps only because data are missing: the run on all of them decides
-    # parameters made to the measure of a part must not outlive it
-    for name in set(store.keys()) - before:
-        del store[name]
-    layout = inspect_programs(model, guide, args)
-    try:
-        inspect_programs(model, guide, few)
-    except ProgramError:
-        return layout, args, size == 1
-    return layout, few, True
-
-
-def _context_may_be_shared(
-    model: Program, guide: Program | None, args: tuple, few: tuple, layout: Layout
-) -> bool:
-    """Whether a context as long as the data might belong to all of them, and not be theirs.
-
-    A context of theirs fails, uncut, beside a part of the data. One that runs so shows only among
-    all data whether it may be cut.
-    """
-    size = num_data(args[0])
-    for number, whole in enumerate(args[1:], start=1):
-        if not _has_length(whole, size):
-            continue
-        if num_data(few[0]) < 2:  # one datum takes any length
-            return True
-        uncut = (*few[:number], whole, *few[number + 1 :])
-        try:
-            with torch.no_grad():
-                evaluate("loop", model, guide, uncut, layout, 1, prior=guide is None)
-        except Exception:  # a program may raise anything at shapes it was not made for
-            continue
-        return True
-    return False
-
-
-def _has_length(context: object, size: int) -> bool:
-    parts = context if isinstance(context, tuple) else (context,)
-    return any(isinstance(part, Tensor) and part.dim() and len(part) == size for part in parts)
-
-
-def _rows_stand_alone(model: Program, guide: Program | None, args: tuple, layout: Layout) -> bool:
-    """Whether some data, in another order, get the same densities alone as among all."""
-    size, prior = num_data(args[0]), guide is None
-    count = min(_TRIAL_DATA, size - 1)
-    if count == 0:
-        return True
-    # not the first ones: what is cut to a part that begins alike would look the same
-    rows = torch.linspace(size - 1, max(size // 4, 1), count).long()
-    rows = rows.to(args[0][0].device if isinstance(args[0], tuple) else args[0].device)
-    with torch.no_grad():
-        among = evaluate("loop", model, guide, args, layout, 1, prior=prior)
-        values = {
-            name: value.index_select(data_axis(value, name, layout), rows.to(value.device))
-            for name, value in among.values.items()
-        }
-        try:
-            alone = evaluate("loop", model, guide, take(args, rows), layout, 1, values, prior=prior)
-        except StructureVaries:
-            raise
-        except Exception:  # a table that was cut has no row for a label, say
-            return False
-    return _agree(alone, _select(among, rows))
-
-
-def _select(run: Evaluation, rows: Tensor) -> Evaluation:
-    """The log-probabilities of some of the data."""
-
-    def pick(sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: term[:, rows.to(term.device)] for name, term in sites.items()}
-
-    return Evaluation(pick(run.model_sites), pick(run.guide_sites), run.values)
-
-
 def draw(
     model: Program, guide: Program | None, args: tuple, plan: ParticlePlan, num_particles: int
 ) -> Evaluation:
@@ -276,7 +174,7 @@ def _disagreement(
         )
     except Exception as error:  # a net may raise anything at a shape it was not made for
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    site = _first_difference(expected, got)
+    site = first_difference(expected, got)
     return site and f"{site} differs from a loop over particles"
 
 
@@ -284,27 +182,4 @@ def _is_reproducible(model: Program, guide: Program | None, args: tuple, layout:
     prior = guide is None
     first = evaluate("loop", model, guide, args, layout, 1, prior=prior)
     second = evaluate("loop", model, guide, args, layout, 1, first.values, prior=prior)
-    return _agree(first, second)
-
-
-def _agree(expected: Evaluation, got: Evaluation) -> bool:
-    """Whether two evaluations at the same latents have the same densities."""
-    return _first_difference(expected, got) is None
-
-
-def _first_difference(expected: Evaluation, got: Evaluation) -> str | None:
-    """The first site whose log-probabilities differ."""
-    precise = all(value.dtype == torch.float64 for value in expected.values.values())
-    # in another order, sums over a thousand pixels differ by about 1e-6 in single precision
-    rtol, atol = (1e-9, 1e-8) if precise and expected.values else (2e-5, 1e-3)
-    for role, ours, theirs in (
-        ("model", got.model_sites, expected.model_sites),
-        ("guide", got.guide_sites, expected.guide_sites),
-    ):
-        for name, reference in theirs.items():
-            found = ours.get(name)
-            if found is None or not torch.allclose(
-                found, reference, rtol=rtol, atol=atol, equal_nan=True
-            ):
-                return f"{role} site '{name}'"
-    return None
+    return agree(first, second)

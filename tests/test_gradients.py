@@ -364,6 +364,19 @@ def test_straight_through_has_the_value_of_hard_draws_and_a_biased_gradient():
     assert value == pytest.approx(expected, abs=0.02)
 
 
+@pytest.mark.parametrize("rule", [gradients.Relaxed(0.7), gradients.StraightThrough(0.7)])
+def test_relaxed_objectives_are_reported_with_hard_draws(rule):
+    """The reported loss is the bound of the programs as they are."""
+    torch.manual_seed(14)
+    pair, formula = Code(CODE_THETA, CODE_PHI, NOISE), partial(oracles.bound_of, "iwae")
+    objective = MonteCarloObjective(bounds.IWAE(), rule, 3)
+    batch = torch.tensor(X).repeat(2000)
+    values = [-objective.loss(pair.model, pair.guide, batch) / 2000 for _ in range(20)]
+    expected = CODES.expected_bound(formula, CODE_THETA, CODE_PHI, CODE_PHI, X, 3)
+    stderr = np.std(values, ddof=1) / np.sqrt(len(values))
+    assert abs(np.mean(values) - expected) < 5 * stderr
+
+
 # --- mixed latents -------------------------------------------------------------------------------
 
 

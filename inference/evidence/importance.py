@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader, RandomSampler
 from tqdm.auto import tqdm
 
 from ..frozen import freeze_guide
-from ..particles import ParticlePlan, take, with_plan
+from ..particles import ParticlePlan, with_plan
 from ..programs import Data, Program, check_count, num_data
+from ..slicing import take
 from ..weights import Weights, log_weights
 from .accumulator import WeightSums
 from .estimate import Estimate, concatenate, versions
