@@ -279,7 +279,7 @@ def _masked_pair(pixels=3):
     return model, guide
 
 
-@pytest.mark.parametrize("memory", [None, 4000])
+@pytest.mark.parametrize("memory", [None, 200_000])
 def test_a_context_of_the_data_does_not_ask_for_all_of_them_at_once(memory):
     """The proof that a context may be cut must not take more memory than the cut ones do."""
     size, longest = 3000, 0
