@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -90,8 +91,11 @@ def measure(repeats: int, seed: int) -> list[dict[str, Any]]:
 
 
 def slope(rows: list[dict[str, Any]], rule: str, group: str) -> tuple[float, float]:
-    """The exponent of K in the SNR, from K = 10 on, and its standard error."""
-    kept = [row for row in rows if row["rule"] == rule and row["particles"] >= 10]
+    """The exponent of K in the SNR, from K = 10 on, and its standard error; where it is seen."""
+    mine = [row for row in rows if row["rule"] == rule and row["particles"] >= 10]
+    kept = [row for row in mine if row[group]["snr"] > 0]
+    if len(kept) < 4:
+        return math.nan, math.nan
     log_k = np.log([row["particles"] for row in kept])
     log_snr = np.log([row[group]["snr"] for row in kept])
     weights = [row[group]["snr"] / row[group]["stderr"] for row in kept]
