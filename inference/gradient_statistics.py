@@ -27,6 +27,7 @@ import numpy as np
 import torch
 import xarray as xr
 from numpy.typing import NDArray
+from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
 
 from .modules import Modules
@@ -84,6 +85,9 @@ def gradient_statistics(
     check_count("repeats", repeats)
     if repeats < 2 * _BLOCKS:
         raise ValueError(f"repeats must be at least {2 * _BLOCKS}, but is {repeats}")
+    for name, value in (("objective", objective), ("reference", reference)):
+        if not isinstance(value, PyroELBO) and not (name == "reference" and value is None):
+            raise TypeError(f"{name} must be a pyro.infer.ELBO, but is {value!r}")
     args = (x, *context)
     parameters = Parameters(Modules(model, guide))
     device = parameters.device() or torch.device("cpu")
@@ -106,9 +110,19 @@ def gradient_statistics(
 def _with_more_particles(objective: Any) -> MonteCarloObjective | None:
     if not isinstance(objective, MonteCarloObjective):
         return None
-    return MonteCarloObjective(
-        objective.bound, objective.gradient, 20 * objective.num_particles, objective.kl
-    )
+    count = 20 * objective.num_particles
+    try:
+        more = MonteCarloObjective(
+            objective.bound, objective.gradient, count, objective.kl, objective.particles
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"reference must be given for {objective!r}, which cannot have {count} particles: "
+            f"{error}"
+        ) from error
+    more.load_state_dict(objective.state_dict())
+    more.kl_factor = objective.kl_factor
+    return more
 
 
 def _estimate(
@@ -132,6 +146,7 @@ def _estimate(
         for _ in range(repeats):
             for tensor in tensors:
                 tensor.grad = None
+            loss.load_state(state)  # one objective, and not one that warms up as it is measured
             loss.gradients(args, size, 1.0)
             rows.append(torch.cat([_flat(tensor) for tensor in tensors]).cpu().numpy())
     finally:

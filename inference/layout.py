@@ -68,6 +68,7 @@ class Layout:
         guide_enumerated: those among them that are the guide's.
         subsample: how many data the data plate draws for itself at each run; None where it takes
             all of x.
+        nested_subsamples: plates inside the data plate that draw a part of themselves.
         observed: observed sites of the model, factors included.
         active: layers in training mode that make weights depend on chance or on the other data.
         device: where the parameters live; None when there are none.
@@ -83,6 +84,7 @@ class Layout:
     device: torch.device | None = None
     guide_enumerated: frozenset[str] = frozenset()
     subsample: int | None = None
+    nested_subsamples: frozenset[str] = frozenset()
 
 
 def inspect_programs(
@@ -162,6 +164,12 @@ def inspect_programs(
         device=parameters[0].device if parameters else None,
         guide_enumerated=enumerated & frozenset(guide_sites),
         subsample=subsample,
+        nested_subsamples=frozenset(
+            frame.name
+            for site in (*model_sites.values(), *guide_sites.values())
+            for frame in site["cond_indep_stack"]
+            if frame.dim != data_dim and frame.full_size and frame.size < frame.full_size
+        ),
     )
 
 

@@ -67,7 +67,7 @@ def plan_particles(
         ProgramError: the pair has no per-datum weights, or the way insisted on is wrong for it.
         ValueError: an unknown way.
     """
-    _check_way(particles)
+    check_way(particles)
     if not whole:
         try:
             if (part := inspect_part(model, guide, args)) is not None:
@@ -104,14 +104,15 @@ def plan_batch(
     Unlike estimators, objectives take what training has: layers that mix the data of a batch, and
     a data plate that draws a part of x for itself. For a lone particle nothing is tried.
     """
-    _check_way(particles)
+    check_way(particles)
     layout = inspect_programs(model, guide, args, may_subsample=True)
     if num_particles == 1 and particles == "auto":
         return ParticlePlan(layout, "loop", "loop", sliceable=False)
     return _choose(model, guide, args, layout, particles, sliceable=False)
 
 
-def _check_way(particles: str) -> None:
+def check_way(particles: str) -> None:
+    """Raise ValueError unless it is "auto" or one of the ways."""
     if particles != "auto" and particles not in WAYS:
         raise ValueError(f"particles must be 'auto' or one of {WAYS}, but is {particles!r}")
 

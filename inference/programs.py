@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -53,6 +54,43 @@ def check_count(name: str, value: object) -> None:
     """Raise ValueError unless ``value`` is a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, but is {value!r}")
+
+
+def check_number(
+    name: str,
+    value: object,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    strict: bool = False,
+) -> None:
+    """Raise unless ``value`` is a finite number between ``low`` and ``high``.
+
+    With ``strict`` the limits are left out.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is not in the range.
+
+    Example:
+        >>> check_number("beta", 0.5, 0, 1)
+        >>> check_number("beta", 2.0, 0, 1)
+        Traceback (most recent call last):
+        ...
+        ValueError: beta must be in [0, 1], but is 2.0
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, but is {value!r}")
+    inside = low < value < high if strict else low <= value <= high
+    if inside and math.isfinite(value):
+        return
+    if (low, high) == (-math.inf, math.inf):
+        wanted = "finite"
+    elif high == math.inf:
+        wanted = f"finite and {'larger than' if strict else 'at least'} {low:g}"
+    else:
+        wanted = f"in {'(' if strict else '['}{low:g}, {high:g}{')' if strict else ']'}"
+    raise ValueError(f"{name} must be {wanted}, but is {value}")
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], args: tuple) -> tuple:
@@ -121,6 +159,12 @@ def run_program(
             stack.enter_context(inside)
         program(*args)
     return trace.trace
+
+
+def draws_a_part(subsample: Any) -> bool:
+    """Whether a plate's index is drawn, or is all there is."""
+    size = subsample.subsample_size
+    return size is not None and size < subsample.size
 
 
 def is_enumerated(site: dict) -> bool:

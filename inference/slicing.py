@@ -81,7 +81,7 @@ def _context_may_be_shared(
     """
     size = num_data(args[0])
     for number, whole in enumerate(args[1:], start=1):
-        if not _has_length(whole, size):
+        if not has_length(whole, size):
             continue
         if num_data(few[0]) < 2:  # one datum takes any length
             return True
@@ -95,7 +95,8 @@ def _context_may_be_shared(
     return False
 
 
-def _has_length(context: object, size: int) -> bool:
+def has_length(context: object, size: int) -> bool:
+    """Whether a context, or a part of it, has one entry for each of so many data."""
     parts = context if isinstance(context, tuple) else (context,)
     return any(isinstance(part, Tensor) and part.dim() and len(part) == size for part in parts)
 

@@ -148,7 +148,7 @@ def _run(
             **settings,
         )
         if guide is None:
-            values = drawn_values(model_trace)
+            values = {**values, **drawn_values(model_trace)}
     _check_structure(model_trace, guide_trace, layout)
     model_terms = {} if model_trace is None else _log_probs(model_trace, layout)
     guide_terms = {} if guide_trace is None else _log_probs(guide_trace, layout)

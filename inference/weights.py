@@ -63,10 +63,17 @@ class Weights:
 
 @dataclass(frozen=True)
 class Simulation:
-    """One draw of latents and observations per datum, by site."""
+    """One draw of latents and observations per datum, by site.
+
+    Attributes:
+        latents: what was drawn for the latents.
+        observations: and for the observed sites.
+        given: what these had observed, in the data that gave the form.
+    """
 
     latents: dict[str, Tensor]
     observations: dict[str, Tensor]
+    given: dict[str, Tensor]
 
 
 def log_weights(
@@ -212,6 +219,7 @@ def simulate(model: Program, x_like: Data, *context: object) -> Simulation:
     return Simulation(
         {name: site["value"] for name, site in sites.items() if name not in observed},
         {name: site["value"] for name, site in sites.items() if name in observed},
+        {name: sites[name]["infer"]["obs"] for name in sites if name in observed},
     )
 
 

@@ -76,6 +76,7 @@ def test_a_datum_that_underflows_does_not_touch_the_others():
     assert both[0] == pytest.approx(float(pareto_shape(sound)[0]), rel=1e-12)
 
 
+@pytest.mark.skipif(NEW_ARVIZ, reason="gives NaN where weights tie, since version 1")
 def test_ties_with_the_threshold_are_no_part_of_the_tail():
     """ArviZ fits what lies strictly above the threshold, and so do we."""
     random = np.random.default_rng(3)

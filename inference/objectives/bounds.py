@@ -22,7 +22,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..programs import check_count
+from ..programs import check_count, check_number
 
 _MOST_SUBSETS = 20_000
 
@@ -57,6 +57,11 @@ def slope(bound: Bound, log_weight: Tensor) -> Tensor:
         leaf = log_weight.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(bound(leaf).sum(), leaf)
     return gradient
+
+
+def weigh(share: Tensor, value: Tensor) -> Tensor:
+    """The sum of values with shares, in which one without a share does not count, even −∞."""
+    return (share * value.masked_fill(share == 0, 0.0)).sum()
 
 
 def _log_mean_exp(log_weight: Tensor) -> Tensor:
@@ -155,8 +160,7 @@ class CIWAE(Bound):
     beta: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.beta <= 1:
-            raise ValueError(f"beta must be in [0, 1], but is {self.beta}")
+        check_number("beta", self.beta, 0, 1)
 
     def __call__(self, log_weight: Tensor) -> Tensor:
         if self.beta == 1:
@@ -190,8 +194,7 @@ class Renyi(Bound):
     alpha: float
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.alpha):
-            raise ValueError(f"alpha must be finite, but is {self.alpha}")
+        check_number("alpha", self.alpha)
 
     def __call__(self, log_weight: Tensor) -> Tensor:
         power = 1 - self.alpha
@@ -223,8 +226,7 @@ class CUBO(Bound):
     n: float = 2.0
 
     def __post_init__(self) -> None:
-        if not (self.n >= 1 and math.isfinite(self.n)):
-            raise ValueError(f"n must be finite and at least 1, but is {self.n}")
+        check_number("n", self.n, 1)
 
     def __call__(self, log_weight: Tensor) -> Tensor:
         return _log_mean_exp(self.n * log_weight) / self.n
@@ -261,8 +263,7 @@ class TVO(Bound):
 
     def __post_init__(self) -> None:
         check_count("num_intervals", self.num_intervals)
-        if not 0 < self.first < 1:
-            raise ValueError(f"first must be between 0 and 1, but is {self.first}")
+        check_number("first", self.first, 0, 1, strict=True)
 
     @property
     def grid(self) -> tuple[float, ...]:

@@ -12,7 +12,6 @@ take the bound without it.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +23,7 @@ from torch.distributions import Independent, kl_divergence
 
 from ..factors import site_log_prob
 from ..layout import Layout
-from ..programs import ProgramError, check_count, sample_sites
+from ..programs import ProgramError, check_count, check_number, sample_sites
 from ..refusals import base
 
 FORMS = ("monte-carlo", "analytic", "auto")
@@ -62,10 +61,7 @@ class WarmUp:
         check_count("steps", self.steps)
         check_count("cycles", self.cycles)
         for name in ("start", "end"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(
-                    f"{name} must be finite and at least 0, but is {getattr(self, name)}"
-                )
+            check_number(name, getattr(self, name), 0)
 
     @property
     def duration(self) -> int:
@@ -99,8 +95,7 @@ class FreeBits:
     over: str = "batch"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.nats < math.inf:
-            raise ValueError(f"nats must be finite and at least 0, but is {self.nats}")
+        check_number("nats", self.nats, 0)
         for name, known in (("per", ("dimension", "site")), ("over", ("batch", "datum"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, but is {getattr(self, name)!r}")
@@ -135,10 +130,8 @@ class KL:
     form: str = "monte-carlo"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.weight, WarmUp | int | float):
-            raise TypeError(f"weight must be a number or a WarmUp, but is {self.weight!r}")
-        if not isinstance(self.weight, WarmUp) and not 0 <= self.weight < math.inf:
-            raise ValueError(f"weight must be finite and at least 0, but is {self.weight!r}")
+        if not isinstance(self.weight, WarmUp):
+            check_number("weight", self.weight, 0)
         if not isinstance(self.free_bits, FreeBits | None):
             raise TypeError(f"free_bits must be a FreeBits or None, but is {self.free_bits!r}")
         if self.form not in FORMS:

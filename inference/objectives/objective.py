@@ -11,32 +11,38 @@ gradient are unbiased for all data. Everything a bound sees is unscaled (DESIGN:
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
 import torch
 from pyro.infer import ELBO as PyroELBO
 from pyro.infer.elbo import ELBOModule
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..agreement import agree
+from ..frozen import freeze_guide
 from ..modules import Buffers, Modules, mode
-from ..particles import ParticlePlan, plan_batch
-from ..programs import Program, ProgramError, StructureVaries, check_count
+from ..particles import ParticlePlan, check_way, plan_batch
+from ..programs import Program, ProgramError, StructureVaries, check_count, num_data
 from ..rng import forked
+from ..slicing import has_length, take
+from ..ways import evaluate
 from .bounds import ELBO, Bound
-from .gradients import Gradient, NetworkBaseline, Pathwise, ScoreFunction
+from .gradients import Gradient, NetworkBaseline, Pathwise, Split
 from .gradients.relaxation import Relaxation
 from .kl import KL, Divergences
-from .step import Step
+from .step import OneSubsample, Step
 
 
 @dataclass(frozen=True)
 class _Plans:
     """How particles are drawn from a program pair: as the gradient rule runs it, and as it is."""
 
-    pair: tuple[Program, Program, tuple[str | None, ...], frozenset[str]]
+    pair: tuple[Program, Program, tuple[object, ...], frozenset[str]]
     wrapped: ParticlePlan
     plain: ParticlePlan
 
@@ -90,6 +96,7 @@ class MonteCarloObjective(PyroELBO):
         self.kl = KL() if kl is None else kl
         if not isinstance(self.kl, KL):
             raise TypeError(f"kl must be a KL or None, but is {kl!r}")
+        check_way(particles)
         self.particles = particles
         self.bound.check(num_particles)
         self.gradient.check(self.bound, num_particles)
@@ -97,13 +104,29 @@ class MonteCarloObjective(PyroELBO):
         self.steps = 0
         self.kl_factor = 1.0
         self.kl_forms: dict[str, str] = {}
+        self._memory: dict[str, Tensor] = {}
+        self._number = next(_numbers)
         self._plans: _Plans | None = None
 
+    def check_kl_term(self, asked: str) -> None:
+        """Refuse what is ``asked`` of the KL where there is none.
+
+        Raises:
+            ValueError: a bound is not the ELBO; names it.
+        """
+        bounds = [self.bound]
+        if isinstance(self.gradient, Split):
+            bounds.append(self.gradient.guide_bound)
+        for bound in bounds:
+            if not isinstance(bound, ELBO):
+                raise ValueError(
+                    f"{asked}: {type(bound).__name__} has no KL term to be changed; only the ELBO "
+                    "has"
+                )
+
     def _check_kl(self) -> None:
-        if self.kl != KL() and not isinstance(self.bound, ELBO):
-            raise ValueError(
-                f"kl: {type(self.bound).__name__} has no KL term to be changed; only the ELBO has"
-            )
+        if self.kl != KL():
+            self.check_kl_term("kl")
         if self.kl.by_site and not isinstance(self.gradient, Pathwise):
             raise ValueError(
                 f"kl: a KL in closed form or with free bits needs Pathwise, but gradient is "
@@ -120,11 +143,14 @@ class MonteCarloObjective(PyroELBO):
     def __call__(self, model: Any, guide: Any) -> ELBOModule:
         """A module that maps the programs' arguments to the loss, and holds a network baseline."""
         module = ELBOModule(model, guide, self)
-        if isinstance(self.gradient, ScoreFunction) and isinstance(
-            self.gradient.baseline, NetworkBaseline
-        ):
-            module.baseline = self.gradient.baseline.net
+        module.baseline = self.network
         return module
+
+    @property
+    def network(self) -> nn.Module | None:
+        """The network of the baseline, which whoever trains the programs has to train too."""
+        baseline = getattr(self.gradient, "baseline", None)
+        return baseline.net if isinstance(baseline, NetworkBaseline) else None
 
     # --- the three ways in which Pyro calls an objective -----------------------------------------
 
@@ -144,7 +170,7 @@ class MonteCarloObjective(PyroELBO):
         plan = self._plan(model, guide, args, kwargs).wrapped
         wrapped = self.gradient.wrap(*_bind(model, guide, kwargs))
         beta = self.kl.beta(self.steps) * self.kl_factor
-        step = Step(*wrapped, args, plan, self.num_particles, beta)
+        step = Step(*wrapped, args, plan, self.num_particles, beta, self._memory)
         if self.kl.by_site:
             value = self._with_kl(step)
             surrogate = value.sum()
@@ -156,6 +182,8 @@ class MonteCarloObjective(PyroELBO):
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """The loss, its gradient added to that of the parameters."""
+        if self.network is not None:  # pyro.infer.SVI trains what is named
+            pyro.module(f"baseline_{self._number}", self.network)
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
@@ -188,14 +216,15 @@ class MonteCarloObjective(PyroELBO):
 
     def state_dict(self) -> dict[str, Any]:
         """What an objective knows besides its settings: steps, and a moving average."""
-        baseline = getattr(self.gradient, "baseline", None)
-        return {"steps": self.steps, "baseline": {} if baseline is None else baseline.state()}
+        return {"steps": self.steps, "memory": dict(self._memory)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave."""
-        self.steps = int(state["steps"])
-        if (baseline := getattr(self.gradient, "baseline", None)) is not None:
-            baseline.load(dict(state["baseline"]))
+        self.steps, self._memory = int(state["steps"]), dict(state["memory"])
+
+    def reset(self) -> None:
+        """Begin anew, as if no step had been taken."""
+        self.steps, self._memory, self.kl_factor = 0, {}, 1.0
 
     # --- within ----------------------------------------------------------------------------------
 
@@ -222,38 +251,97 @@ class MonteCarloObjective(PyroELBO):
 
     def _plan(self, model: Program, guide: Program, args: tuple, kwargs: dict[str, Any]) -> _Plans:
         """Look at a program pair the first time it comes, without leaving a mark."""
-        # a context that is None, or not there, may stand for other latents
-        form = tuple(None if arg is None else type(arg).__name__ for arg in args)
-        pair = (model, guide, form, frozenset(kwargs))
+        pair = (model, guide, _form(args), frozenset(kwargs))
         if self._plans is not None and self._plans.pair == pair:
             return self._plans
         bound = _bind(model, guide, kwargs)
         rule = self.gradient
         # a guide that is asked for its density again is kept, which the plate alone can do
         count = max(self.num_particles, 2 if rule.rescores else 1)
-        with _unnoticed(*bound):
-            wrapped = plan_batch(*rule.wrap(*bound), args, self.particles, count)
+        trial = _trial(args, *bound)
+        with unnoticed(*bound, training=False), OneSubsample():
+            wrapped = plan_batch(*rule.wrap(*bound), trial, self.particles, count)
             plain = wrapped
             if isinstance(rule, Relaxation):
-                plain = plan_batch(*bound, args, self.particles, count)
+                plain = plan_batch(*bound, trial, self.particles, count)
         rule.check_latents(wrapped.layout)
+        self._check_runs(*rule.wrap(*bound), args, wrapped)
         self._plans = _Plans(pair, wrapped, plain)
         return self._plans
 
+    def _check_runs(self, model: Program, guide: Program, args: tuple, plan: ParticlePlan) -> None:
+        """Refuse what makes several runs of a program, or parts of one, say different things.
+
+        Raises:
+            ProgramError: names the plate, or the rule.
+        """
+        if plan.layout.nested_subsamples and not isinstance(self.bound, ELBO):
+            raise ProgramError(
+                f"plate '{min(plan.layout.nested_subsamples)}' inside the data plate draws a part "
+                "of itself, from which no bound but the ELBO can be estimated without bias; this "
+                f"is {type(self.bound).__name__}"
+            )
+        if not self.gradient.rescores:
+            return
+        with unnoticed(model, guide), OneSubsample():
+            again = freeze_guide(guide, args, plan)
+            first = evaluate(plan.guide_way, None, again, args, plan.layout, 2)
+            second = evaluate(plan.guide_way, None, again, args, plan.layout, 2, first.values)
+        if not agree(first, second):
+            raise ProgramError(
+                f"the guide gives equal draws different densities in two runs (dropout?), of which "
+                f"{type(self.gradient).__name__} needs several in a step: use Pathwise, or take "
+                "the chance out of the guide"
+            )
+
+
+_numbers = itertools.count()
+
+
+def _form(args: tuple) -> tuple[object, ...]:
+    """What about a batch may decide how particles are drawn.
+
+    A context that is None may stand for other latents; one as long as the batch is tiled with it;
+    and a lone datum shows nothing of what couples data.
+    """
+    size = num_data(args[0])
+    contexts = (
+        has_length(arg, size) if isinstance(arg, Tensor | tuple) else type(arg).__name__
+        for arg in args[1:]
+    )
+    return (size == 1, *contexts)
+
+
+def _trial(args: tuple, model: Program, guide: Program) -> tuple:
+    """The batch to plan on: one datum less where it has as many as a batch norm has features.
+
+    Among so many, particles' leading dimension passes for the data's, and the data for features.
+    """
+    size = num_data(args[0])
+    features = {
+        module.num_features
+        for root in Modules(model, guide).roots()
+        for module in root.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    }
+    return take(args, slice(0, size - 1)) if size in features and size > 1 else args
+
 
 @contextmanager
-def _unnoticed(model: Program, guide: Program) -> Iterator[None]:
-    """Run programs in evaluation mode without moving generators or buffers."""
+def unnoticed(model: Program, guide: Program, training: bool | None = None) -> Iterator[None]:
+    """Run programs without moving generators or buffers; by choice in another mode."""
     modules = Modules(model, guide)
     roots = modules.roots()
     buffers = Buffers(modules.buffers())
     buffers.keep()
     device = next((value.device for root in roots for value in root.parameters()), None)
-    with torch.no_grad(), forked(device or torch.device("cpu")), mode(roots, False):
-        try:
-            yield
-        finally:
-            buffers.put_back()
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(forked(device or torch.device("cpu")))
+        if training is not None:
+            stack.enter_context(mode(roots, training))
+        stack.callback(buffers.put_back)
+        yield
 
 
 def _as_bound(bound: Bound | MonteCarloObjective) -> Bound:

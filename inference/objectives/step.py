@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from ..frozen import freeze_guide
 from ..particles import ParticlePlan
-from ..programs import PARTICLE_PLATE, Program, ProgramError, num_data, sample_sites
+from ..programs import Program, ProgramError, draws_a_part, num_data, sample_sites
 from ..ways import Evaluation, Probe, data_axis, evaluate
 
 Values = dict[str, Tensor]
@@ -54,8 +53,11 @@ class Drawn:
         return self.log_joint - self.log_guide
 
 
-class _OneSubsample(Messenger):
-    """Every run within one step sees the part of the data that the first one drew."""
+class OneSubsample(Messenger):
+    """Every run within it sees the parts that plates drew in the first one.
+
+    Only of plates that draw a part: the index of one that takes all grows when data are tiled.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +69,7 @@ class _OneSubsample(Messenger):
             msg["done"] = True
 
     def _pyro_post_sample(self, msg: Message) -> None:
-        if msg["name"] != PARTICLE_PLATE and site_is_subsample(msg):
+        if site_is_subsample(msg) and draws_a_part(msg["fn"]):
             self.drawn[msg["name"]] = msg["value"]
 
 
@@ -81,6 +83,7 @@ class Step:
         plan: how particles are drawn.
         num_particles: K.
         beta: the weight of the latents' terms.
+        memory: what the objective keeps from step to step, for a gradient rule to read and write.
 
     Attributes:
         shape: (K, N).
@@ -94,15 +97,14 @@ class Step:
         plan: ParticlePlan,
         num_particles: int,
         beta: float = 1.0,
+        memory: dict[str, Tensor] | None = None,
     ) -> None:
         self.model, self.guide, self.args, self.plan = model, guide, args, plan
         self.beta = beta
+        self.memory = {} if memory is None else memory
         self.shape = (num_particles, plan.layout.subsample or num_data(args[0]))
         self._frozen: Program | None = None
-        # a plate that takes all of x has an index too, which tiled data outgrow
-        self._same_data: AbstractContextManager = (
-            _OneSubsample() if plan.layout.subsample else nullcontext()
-        )
+        self._same_data = OneSubsample()
         self._scales: dict[tuple[str, str], float | Tensor] = {}
         if beta != 1 and plan.layout.enumerated:
             raise ProgramError(

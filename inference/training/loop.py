@@ -26,6 +26,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..modules import Buffers, Modules, mode
+from ..objectives import MonteCarloObjective
 from ..rng import derive, forked
 from . import checkpoint as files
 from .data import LoaderData, TensorData, make_data, make_validation
@@ -57,7 +58,12 @@ class Training:
     ) -> None:
         check_call(settings, model, guide, x, objective, validation)
         self.settings = settings
-        self.parameters = Parameters(Modules(model, guide))
+        modules = Modules(model, guide)
+        if isinstance(objective, MonteCarloObjective):
+            objective.reset()  # the run is decided by its arguments, or by its checkpoint
+            if objective.network is not None:
+                modules.owned["baseline"] = objective.network
+        self.parameters = Parameters(modules)
         self.device = find_device(device, self.parameters.device(), x)
         self.saved = self._read_checkpoint()
         self.data = make_data("x", x, context, settings.batch_size, self.device)

@@ -35,7 +35,6 @@ from torch import Tensor
 
 from ..modules import Buffers, mode
 from ..objectives import MonteCarloObjective
-from ..objectives.bounds import ELBO
 from ..programs import Program
 from ..rng import derive, forked
 from .parameters import MARKER, Parameters
@@ -200,16 +199,9 @@ class Loss:
         return self._sizes[num_data]
 
     def check_warm_up(self) -> None:
-        """Refuse a warm-up of the KL where the objective has none.
-
-        Raises:
-            ValueError: it is no ELBO.
-        """
-        if self.ours is not None and not isinstance(self.ours.bound, ELBO):
-            raise ValueError(
-                f"warm_up: must be 0 for {type(self.ours.bound).__name__}, which has no KL term; "
-                "only the ELBO has"
-            )
+        """Refuse a warm-up of the KL where the objective has none."""
+        if self.ours is not None:
+            self.ours.check_kl_term("warm_up")
 
     def end_warm_up(self) -> None:
         """Leave the objective without the weight of the last epoch."""

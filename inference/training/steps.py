@@ -44,7 +44,7 @@ class Steps:
         loss, optimization = self.loss, self.optimization
         optimization.zero_grad()
         self.buffers.keep()
-        before = capture(loss.device)
+        before, known = capture(loss.device), loss.state()
         try:
             value = loss.gradients(args, n, weight)
             if loss.newcomers:
@@ -52,10 +52,10 @@ class Steps:
                 loss.newcomers = {}
             norm = optimization.gradient_norm()
         except FAILURES as error:
-            self._undo(before)
+            self._undo(before, known)
             with forked(loss.device):
                 cause = find_cause(error, loss, "x", args, where)
-            self._undo(before)
+            self._undo(before, known)
             if weight != 1 and "common poutine.scale" in str(error):
                 raise ValueError(
                     "warm_up: must be 0 where data depend on a latent that the model enumerates: "
@@ -71,17 +71,18 @@ class Steps:
                 for name, tensor in loss.parameters.trainable.items()
                 if tensor.grad is not None and not tensor.grad.isfinite().all()
             ]
-            self._undo(before)
+            self._undo(before, known)
             with forked(loss.device):
                 _, findings = examine(loss.model, loss.guide, args, "x")
-            self._undo(before)
+            self._undo(before, known)
             what = f"the loss is {both[0]:g}, its gradient's norm {both[1]:g}"
             raise where.non_finite(what, findings, wrong)
         optimization.step(norm)
         return both
 
-    def _undo(self, before: dict[str, Tensor]) -> None:
+    def _undo(self, before: dict[str, Tensor], known: dict[str, Any]) -> None:
         """Back to before the step: its random numbers, and what the forward pass moved."""
+        self.loss.load_state(known)
         self.optimization.zero_grad()
         self.buffers.put_back()
         restore(before, self.loss.device)

@@ -8,11 +8,12 @@ its draw was worth, into its advantage.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import pyro
+import torch
 from torch import Tensor, nn
 
+from ...programs import ProgramError, check_number
 from ..bounds import ELBO, Bound
 from ..step import Step
 
@@ -36,13 +37,6 @@ class Baseline(ABC):
 
     def check(self, num_particles: int) -> None:  # noqa: B027 - most take any number
         """Raise ValueError where so many particles leave it nothing to work on."""
-
-    def state(self) -> dict[str, Tensor]:
-        """What it has learned that is no parameter."""
-        return {}
-
-    def load(self, state: dict[str, Tensor]) -> None:  # noqa: B027
-        """Take up what :meth:`state` gave."""
 
 
 @dataclass(frozen=True)
@@ -68,27 +62,21 @@ class MovingAverage(Baseline):
     """
 
     decay: float = 0.9
-    _average: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"decay must be in [0, 1), but is {self.decay}")
+        check_number("decay", self.decay, 0, 1)
+        if self.decay == 1:
+            raise ValueError("decay must be in [0, 1), but is 1: the average would never move")
 
     def advantage(self, bound: Bound, log_weight: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         worth, weight = signal(bound, log_weight)
-        now, before = worth.mean(), self._average.get("average")
+        now, before = worth.mean(), step.memory.get("average")
         # nothing is known at the first step; this step's own average would depend on its draws
         advantage = weight * (worth if before is None else worth - before)
-        kept = now if before is None else self.decay * before + (1 - self.decay) * now
-        self._average["average"] = kept.detach()
+        if torch.is_grad_enabled():
+            kept = now if before is None else self.decay * before + (1 - self.decay) * now
+            step.memory["average"] = kept.detach()
         return advantage, log_weight.new_zeros(())
-
-    def state(self) -> dict[str, Tensor]:
-        return dict(self._average)
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        self._average.clear()
-        self._average.update(state)
 
 
 @dataclass(frozen=True)
@@ -110,7 +98,11 @@ class LeaveOneOut(Baseline):
 
     def advantage(self, bound: Bound, log_weight: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         count, size = log_weight.shape
-        others = (log_weight.sum(0) - log_weight) / (count - 1)
+        # weights of zero are left out of the mean; without any other, 0 depends on no draw either
+        known = log_weight.isfinite()
+        finite = log_weight.masked_fill(~known, 0.0)
+        number = known.sum(0) - known.long()
+        others = (finite.sum(0) - finite) / number.clamp(min=1)
         # [particle, which one is replaced, datum]
         replaced = log_weight[:, None].repeat(1, count, 1)
         replaced.diagonal(dim1=0, dim2=1).copy_(others.T)
@@ -131,8 +123,16 @@ class NetworkBaseline(Baseline):
 
     net: nn.Module
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.net, nn.Module):
+            raise TypeError(f"net must be a torch.nn.Module, but is {self.net!r}")
+
     def advantage(self, bound: Bound, log_weight: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        pyro.module("baseline", self.net)  # so that whoever trains the programs trains it too
+        if step.plan.layout.subsample:
+            raise ProgramError(
+                "the data plate draws a part of x for itself, which a network baseline does not "
+                "see: pass it the batches instead"
+            )
         worth, weight = signal(bound, log_weight)
         size = log_weight.shape[1]
         guess = self.net(step.args[0])

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ...layout import Layout
-from ...programs import Program, ProgramError
+from ...programs import Program, ProgramError, check_number
 from ..bounds import Bound
 from ..step import Step
 from .gradient import Ascent, Gradient, refuse_upper
@@ -119,8 +119,7 @@ class Relaxation(Gradient):
     hard: ClassVar[bool]
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be positive, but is {self.temperature}")
+        check_number("temperature", self.temperature, 0, strict=True)
 
     def check(self, bound: Bound, num_particles: int) -> None:
         refuse_upper(self, bound)

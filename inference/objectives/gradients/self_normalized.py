@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..bounds import CUBO, TVO, Bound
+from ..bounds import CUBO, TVO, Bound, weigh
 from ..step import Step, hold
 from .gradient import Ascent, Gradient, refuse
 
@@ -44,13 +44,22 @@ class SelfNormalized(Gradient):
     def check(self, bound: Bound, num_particles: int) -> None:
         if not isinstance(bound, TVO | CUBO):
             refuse(self, bound, "it is that of TVO and CUBO; others have an unbiased one")
+        check_upper(bound)
 
     def ascend(self, step: Step, bound: Bound) -> Ascent:
         held = hold(step.sample())
         log_joint, log_guide = step.log_joint(held), step.log_guide(held)
         log_weight = (log_joint - log_guide).detach()
         of_model, of_guide = coefficients(bound, log_weight)
-        return Ascent(bound(log_weight), (of_model * log_joint + of_guide * log_guide).sum())
+        return Ascent(bound(log_weight), weigh(of_model, log_joint) + weigh(of_guide, log_guide))
+
+
+def check_upper(bound: Bound) -> None:
+    """Raise ValueError for a CUBO whose guide would never move."""
+    if isinstance(bound, CUBO) and bound.n == 1:
+        raise ValueError(
+            "n must be larger than 1 to train a guide, but is 1: E_q[w] is p(x), whatever q"
+        )
 
 
 def coefficients(bound: Bound, log_weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..bounds import Bound, slope
+from ..bounds import Bound, slope, weigh
 from ..step import Step, Values, leaves
 from .gradient import Ascent, Gradient, refuse_upper
-from .self_normalized import coefficients
+from .self_normalized import check_upper, coefficients
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Split(Gradient):
 
     def check(self, bound: Bound, num_particles: int) -> None:
         self.guide_bound.check(num_particles)
+        check_upper(self.guide_bound)
         refuse_upper(self, bound)
 
     @property
@@ -59,12 +60,12 @@ class Split(Gradient):
         log_weight = log_joint - step.beta * log_guide
         if self.guide_bound.direction == "upper":
             _, weight = coefficients(self.guide_bound, log_weight.detach())
-            guided = -(weight * log_guide).sum()
+            guided = -weigh(weight, log_guide)
         else:
             weight = slope(self.guide_bound, log_weight)
-            score = step.beta * (weight * log_guide).sum()
-            guided = _along_path((weight * log_weight).sum(), path, values) - score
-        modelled = (slope(bound, log_weight) * log_joint).sum()
+            score = step.beta * weigh(weight, log_guide)
+            guided = _along_path(weigh(weight, log_weight), path, values) - score
+        modelled = weigh(slope(bound, log_weight), log_joint)
         return Ascent(bound(log_weight.detach()), modelled + guided)
 
 

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from ...layout import Layout
-from ...programs import ProgramError
+from ...programs import ProgramError, check_number
 from ...ways import evaluate
 from ...weights import Simulation, simulate
-from ..bounds import IWAE, Bound
+from ..bounds import IWAE, Bound, weigh
 from ..step import Step, hold, hooked
 from .gradient import Ascent, Gradient, refuse
 
@@ -54,8 +54,7 @@ class WakeSleep(Gradient):
 
     def __post_init__(self) -> None:
         for name in ("wake", "sleep"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, but is {getattr(self, name)}")
+            check_number(name, getattr(self, name), 0)
         if self.wake == self.sleep == 0:
             raise ValueError("wake or sleep must be positive, but both are 0: no update is left")
         if self.doubly_reparameterized and self.wake != 1:
@@ -86,7 +85,7 @@ class WakeSleep(Gradient):
             log_joint, log_guide = step.log_joint(held), step.log_guide(held)
             log_weight = (log_joint - log_guide).detach()
             share = log_weight.softmax(0)
-            surrogate = (share * (log_joint + self.wake * log_guide)).sum()
+            surrogate = weigh(share, log_joint) + self.wake * weigh(share, log_guide)
         if self.sleep:
             surrogate = surrogate + self.sleep * _dream(step).sum()
         return Ascent(bound(log_weight.detach()), surrogate)
@@ -104,7 +103,7 @@ class WakeSleep(Gradient):
         log_guide = step.log_guide(seen) - (score - score.detach())
         log_weight = step.log_joint(seen) - log_guide
         share.append(log_weight.detach().softmax(0))
-        return log_weight, (share[0] * log_weight).sum()
+        return log_weight, weigh(share[0], log_weight)
 
 
 def _dream(step: Step) -> Tensor:
@@ -117,25 +116,26 @@ def _dream(step: Step) -> Tensor:
 
 
 def _as_data(dream: Simulation, x: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
-    """The dreamt observations in the form of x.
+    """The dreamt observations in the form of x: each part from the site that observes it.
 
     Raises:
-        ProgramError: it cannot be told which observation is which part of x.
+        ProgramError: a part of x is not what a site observes, as it is.
     """
     parts = x if isinstance(x, tuple) else (x,)
-    seen = list(dream.observations.items())
-    if len(seen) != len(parts) or any(
-        value.numel() != part.numel() or len(value) != len(part)
-        for (_, value), part in zip(seen, parts, strict=False)
-    ):
-        found = ", ".join(f"'{name}' {tuple(value.shape)}" for name, value in seen)
-        shapes = ", ".join(str(tuple(part.shape)) for part in parts)
-        raise ProgramError(
-            f"the sleep update makes x from the observed sites, in their order, but {found} "
-            f"does not fit x of {shapes}"
-        )
-    made = tuple(
-        value.reshape(part.shape).to(part.dtype)
-        for (_, value), part in zip(seen, parts, strict=True)
-    )
-    return made if isinstance(x, tuple) else made[0]
+    made = []
+    for number, part in enumerate(parts):
+        sites = [name for name, given in dream.given.items() if _is_that(given, part)]
+        if len(sites) != 1:
+            whose = f"x[{number}]" if isinstance(x, tuple) else "x"
+            found = ", ".join(f"'{name}' {tuple(v.shape)}" for name, v in dream.given.items())
+            raise ProgramError(
+                "the sleep update puts dreamt observations in the place of x, but "
+                f"{len(sites) or 'no'} site observes {whose} {tuple(part.shape)} as it is; "
+                f"observed are {found}"
+            )
+        made.append(dream.observations[sites[0]].reshape(part.shape).to(part.dtype))
+    return tuple(made) if isinstance(x, tuple) else made[0]
+
+
+def _is_that(given: Tensor, part: Tensor) -> bool:
+    return given.numel() == part.numel() and torch.equal(given.flatten(), part.flatten())
