@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
@@ -44,9 +43,10 @@ class Evaluation:
     probed: dict[str, Tensor] = field(default_factory=dict)
 
 
-# reads the traces of model and guide (None where one was not run) and returns, by name, tensors of
-# a site's batch shape and one more dimension
-Probe = Callable[[poutine.Trace | None, poutine.Trace | None], dict[str, Tensor]]
+# reads the sites of model and guide (none where one was not run) and returns, by name, tensors of a
+# site's batch shape and one more dimension
+Sites = dict[str, dict]
+Probe = Callable[[Sites, Sites], dict[str, Tensor]]
 
 
 def evaluate(
@@ -149,10 +149,16 @@ def _run(
         )
         if guide is None:
             values = {**values, **drawn_values(model_trace)}
-    _check_structure(model_trace, guide_trace, layout)
-    model_terms = {} if model_trace is None else _log_probs(model_trace, layout)
-    guide_terms = {} if guide_trace is None else _log_probs(guide_trace, layout)
-    guide_terms = {name: t for name, t in guide_terms.items() if name not in layout.enumerated}
+    of_model = {} if model_trace is None else sample_sites(model_trace)
+    of_guide = {} if guide_trace is None else sample_sites(guide_trace)
+    _check_structure(
+        None if model_trace is None else of_model,
+        None if guide_trace is None else of_guide,
+        layout,
+    )
+    model_terms, guide_terms = _log_probs(of_model, layout), _log_probs(of_guide, layout)
+    if layout.enumerated:
+        guide_terms = {name: t for name, t in guide_terms.items() if name not in layout.enumerated}
     if prior and model_trace is not None:
         guide_trace = model_trace
         guide_terms = {name: model_terms[name] for name in layout.latents}
@@ -167,58 +173,47 @@ def _run(
         model_sites,
         guide_sites,
         {name: _trim(values[name], name, layout, particles) for name in layout.latents},
-        {} if probe is None else _probe(probe, model_trace, guide_trace, layout, shape),
+        {} if probe is None else _probe(probe, of_model, of_guide, layout, shape),
     )
 
 
-def _check_structure(
-    model_trace: poutine.Trace | None, guide_trace: poutine.Trace | None, layout: Layout
-) -> None:
+def _check_structure(of_model: Sites | None, of_guide: Sites | None, layout: Layout) -> None:
     """Raise StructureVaries where a run has other latents than the layout; names one."""
-    known = set(layout.latents) | layout.enumerated
-    if model_trace is not None:
-        found = {
-            name for name, site in sample_sites(model_trace).items() if not site["is_observed"]
-        }
-        odd = found - known
-        if guide_trace is None:
-            odd |= set(layout.latents) - layout.auxiliary - found
-    else:
-        odd = set()
-    if guide_trace is not None:
-        found = set(sample_sites(guide_trace))
-        odd |= (found ^ set(layout.latents)) - layout.enumerated
+    odd: set[str] = set()
+    if of_model is not None:
+        found = {name for name, site in of_model.items() if not site["is_observed"]}
+        odd = found - layout.latents.keys() - layout.enumerated
+        if of_guide is None:
+            odd |= layout.latents.keys() - layout.auxiliary - found
+    if of_guide is not None:
+        odd |= (of_guide.keys() ^ layout.latents.keys()) - layout.enumerated
     if odd:
         raise StructureVaries(
             f"site '{min(odd)}' is a latent for some of the data and not for others"
         )
-    if model_trace is not None and guide_trace is not None and is_validation_enabled():
-        refuse_masks(sample_sites(model_trace), sample_sites(guide_trace))
+    if of_model is not None and of_guide is not None and is_validation_enabled():
+        refuse_masks(of_model, of_guide)
 
 
 def _probe(
-    probe: Probe,
-    model_trace: poutine.Trace | None,
-    guide_trace: poutine.Trace | None,
-    layout: Layout,
-    shape: tuple[int, int],
+    probe: Probe, of_model: Sites, of_guide: Sites, layout: Layout, shape: tuple[int, int]
 ) -> dict[str, Tensor]:
     def place(term: Tensor) -> Tensor:
         return per_datum(term, layout.data_dim, layout.nesting + 1, shape)
 
     return {
         name: torch.vmap(place, in_dims=-1, out_dims=-1)(term)
-        for name, term in probe(model_trace, guide_trace).items()
+        for name, term in probe(of_model, of_guide).items()
     }
 
 
-def _log_probs(trace: poutine.Trace, layout: Layout) -> dict[str, Tensor]:
+def _log_probs(sites: Sites, layout: Layout) -> dict[str, Tensor]:
     # an enumerated site keeps its normalisation where it is masked: there it must sum to one
     return {
         name: site_log_prob(
             site, masked=name not in layout.enumerated, latent=name in layout.latents
         )
-        for name, site in sample_sites(trace).items()
+        for name, site in sites.items()
     }
 
 

@@ -46,8 +46,8 @@ class Setting:
     objectives: dict[str, Callable[[int], Any]]
 
 
-LONE = {PYRO: Trace_ELBO, OURS: ELBO, "STL": STL}
-MANY = {
+LONE: dict[str, Callable[[int], Any]] = {PYRO: Trace_ELBO, OURS: ELBO, "STL": STL}
+MANY: dict[str, Callable[[int], Any]] = {
     PYRO: lambda k: Trace_ELBO(num_particles=k, vectorize_particles=True),
     OURS: ELBO,
     "IWAE": IWAE,

@@ -16,15 +16,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
 from ..factors import site_log_prob
 from ..layout import Layout
-from ..programs import ProgramError, check_count, check_number, sample_sites
+from ..programs import ProgramError, check_count, check_number
 from ..refusals import base
+from ..ways import Sites
 
 FORMS = ("monte-carlo", "analytic", "auto")
 
@@ -153,7 +153,7 @@ class KL:
 
 @dataclass
 class Divergences:
-    """A probe of both programs' traces for the divergence of every latent, by dimension or site.
+    """A probe of both programs' sites for the divergence of every latent, by dimension or site.
 
     Attributes:
         forms: by site, "analytic" or "monte-carlo", as found.
@@ -163,12 +163,7 @@ class Divergences:
     layout: Layout
     forms: dict[str, str] = field(default_factory=dict)
 
-    def __call__(
-        self, model_trace: poutine.Trace | None, guide_trace: poutine.Trace | None
-    ) -> dict[str, Tensor]:
-        assert model_trace is not None
-        assert guide_trace is not None
-        prior, proposal = sample_sites(model_trace), sample_sites(guide_trace)
+    def __call__(self, prior: Sites, proposal: Sites) -> dict[str, Tensor]:
         order = [name for name in prior if name in proposal]
         drawn = [name for name in proposal if name in prior]
         return {

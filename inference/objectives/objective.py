@@ -172,13 +172,11 @@ class MonteCarloObjective(PyroELBO):
         beta = self.kl.beta(self.steps) * self.kl_factor
         step = Step(*wrapped, args, plan, self.num_particles, beta, self._memory)
         if self.kl.by_site:
-            value = self._with_kl(step)
-            surrogate = value.sum()
+            total = self._with_kl(step).sum()
         else:
-            ascent = self.gradient.ascend(step, self.bound)
-            value, surrogate = ascent.value, ascent.surrogate.sum()
-        sign = -1 if self.bound.direction == "lower" else 1
-        return sign * step.scale() * (value.detach().sum() + surrogate - surrogate.detach())
+            total = self.gradient.ascend(step, self.bound).total()
+        scale = step.scale()
+        return total * (-scale if self.bound.direction == "lower" else scale)
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """The loss, its gradient added to that of the parameters."""

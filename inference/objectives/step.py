@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
@@ -25,8 +25,8 @@ from torch import Tensor
 
 from ..frozen import freeze_guide
 from ..particles import ParticlePlan
-from ..programs import Program, ProgramError, draws_a_part, num_data, sample_sites
-from ..ways import Evaluation, Probe, data_axis, evaluate
+from ..programs import Program, ProgramError, draws_a_part, num_data
+from ..ways import Evaluation, Probe, Sites, data_axis, evaluate
 
 Values = dict[str, Tensor]
 
@@ -104,7 +104,10 @@ class Step:
         self.memory = {} if memory is None else memory
         self.shape = (num_particles, plan.layout.subsample or num_data(args[0]))
         self._frozen: Program | None = None
-        self._same_data = OneSubsample()
+        layout = plan.layout
+        draws_parts = layout.subsample is not None or layout.nested_subsamples
+        once: AbstractContextManager = OneSubsample() if draws_parts else nullcontext()
+        self._same_data = once
         self._scales: dict[tuple[str, str], float | Tensor] = {}
         if beta != 1 and plan.layout.enumerated:
             raise ProgramError(
@@ -171,21 +174,18 @@ class Step:
         values: Values | None = None,
         probe: Probe | None = None,
     ) -> Evaluation:
-        def read(
-            model_trace: poutine.Trace | None, guide_trace: poutine.Trace | None
-        ) -> dict[str, Tensor]:
-            for role, trace in (("model", model_trace), ("guide", guide_trace)):
-                if trace is not None:
-                    self._note_scales(role, trace)
-            return {} if probe is None else probe(model_trace, guide_trace)
+        def read(of_model: Sites, of_guide: Sites) -> dict[str, Tensor]:
+            self._note_scales("model", of_model)
+            self._note_scales("guide", of_guide)
+            return {} if probe is None else probe(of_model, of_guide)
 
         with self._same_data:
             return evaluate(
                 way, model, guide, self.args, self.plan.layout, self.shape[0], values, probe=read
             )
 
-    def _note_scales(self, role: str, trace: poutine.Trace) -> None:
-        for name, site in sample_sites(trace).items():
+    def _note_scales(self, role: str, sites: Sites) -> None:
+        for name, site in sites.items():
             scale = site["scale"]
             if isinstance(scale, Tensor):
                 if scale.numel() != 1:

@@ -27,6 +27,13 @@ class Ascent:
     value: Tensor
     surrogate: Tensor
 
+    def total(self) -> Tensor:
+        """The value summed over data, whose gradient is the surrogate's."""
+        if self.surrogate is self.value:
+            return self.value.sum()
+        surrogate = self.surrogate.sum()
+        return self.value.detach().sum() + surrogate - surrogate.detach()
+
 
 class Gradient(ABC):
     """A rule for the gradient of a bound.
