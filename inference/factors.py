@@ -71,13 +71,12 @@ def per_datum(log_prob: Tensor, data_dim: int, rank: int, shape: tuple[int, int]
         >>> per_datum(nested, data_dim=-1, rank=3, shape=(2, 5))[0]
         tensor([3., 3., 3., 3., 3.], dtype=torch.float64)
     """
-    if log_prob.shape == shape and rank == 2:
-        return log_prob.double()
     padded = log_prob.reshape((1,) * (rank - log_prob.dim()) + log_prob.shape)
     others = [dim for dim in range(1, rank) if dim != rank + data_dim]
     if others:
         padded = padded.sum(others)
-    return padded.double().expand(shape)
+    total = padded.double()
+    return total if total.shape == shape else total.expand(shape)
 
 
 def sum_out(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Independent, constraints
 
 
 def not_finite(value: Tensor) -> str | None:
@@ -40,6 +40,8 @@ def bytes_hint(x: object) -> str:
 
 def _base_support(fn: Any) -> Any:
     """The constraint on single components; None where a distribution does not say."""
+    while isinstance(fn, Independent):  # whose own support is built anew at each question
+        fn = fn.base_dist
     try:
         support = fn.support
     except (NotImplementedError, AttributeError):

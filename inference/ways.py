@@ -102,7 +102,7 @@ def evaluate(
     ]
     if num_particles == 1:
         (run,) = runs
-        values = {name: value[None] for name, value in run.values.items()}
+        values = {name: value.unsqueeze(0) for name, value in run.values.items()}
         return Evaluation(run.model_sites, run.guide_sites, values, run.probed)
     return Evaluation(
         {name: torch.cat([run.model_sites[name] for run in runs]) for name in runs[0].model_sites},

@@ -150,12 +150,12 @@ class Step:
         """
         first, *others = self._scales
         for other in others:
-            if not math.isclose(self._scales[first], self._scales[other], rel_tol=1e-6):
+            ours, theirs = self._scales[first], self._scales[other]
+            if ours is not theirs and not math.isclose(ours, theirs, rel_tol=1e-6):
                 raise ProgramError(
-                    f"{first[0]} site '{first[1]}' has scale {float(self._scales[first]):g} and "
-                    f"{other[0]} site '{other[1]}' {float(self._scales[other]):g}: no bound on "
-                    "log p(x) weighs its terms differently; a weight of the latents belongs to "
-                    "the objective, as kl="
+                    f"{first[0]} site '{first[1]}' has scale {float(ours):g} and {other[0]} site "
+                    f"'{other[1]}' {float(theirs):g}: no bound on log p(x) weighs its terms "
+                    "differently; a weight of the latents belongs to the objective, as kl="
                 )
         return self._scales[first]
 
