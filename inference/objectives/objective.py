@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -23,28 +20,13 @@ from pyro.infer import ELBO as PyroELBO
 from pyro.infer.elbo import ELBOModule
 from torch import Tensor, nn
 
-from ..agreement import agree
-from ..frozen import freeze_guide
-from ..modules import Buffers, Modules, mode
-from ..particles import ParticlePlan, check_way, plan_batch
-from ..programs import Program, ProgramError, StructureVaries, check_count, num_data
-from ..rng import forked
-from ..slicing import has_length, take
-from ..ways import evaluate
+from ..particles import check_way
+from ..programs import Program, ProgramError, StructureVaries, check_count
 from .bounds import ELBO, Bound
 from .gradients import Gradient, NetworkBaseline, Pathwise, Split
-from .gradients.relaxation import Relaxation
 from .kl import KL, Divergences
-from .step import OneSubsample, Step
-
-
-@dataclass(frozen=True)
-class _Plans:
-    """How particles are drawn from a program pair: as the gradient rule runs it, and as it is."""
-
-    pair: tuple[Program, Program, tuple[object, ...], frozenset[str]]
-    wrapped: ParticlePlan
-    plain: ParticlePlan
+from .planning import Plans, form, make_plans
+from .step import Step
 
 
 class MonteCarloObjective(PyroELBO):
@@ -106,7 +88,7 @@ class MonteCarloObjective(PyroELBO):
         self.kl_forms: dict[str, str] = {}
         self._memory: dict[str, Tensor] = {}
         self._number = next(_numbers)
-        self._plans: _Plans | None = None
+        self._plans: Plans | None = None
 
     def check_kl_term(self, asked: str) -> None:
         """Refuse what is ``asked`` of the KL where there is none.
@@ -247,99 +229,19 @@ class MonteCarloObjective(PyroELBO):
         total = divergence.sum(-1) if free is None else free(divergence)
         return drawn.log_joint.mean(0) - beta * total
 
-    def _plan(self, model: Program, guide: Program, args: tuple, kwargs: dict[str, Any]) -> _Plans:
-        """Look at a program pair the first time it comes, without leaving a mark."""
-        pair = (model, guide, _form(args), frozenset(kwargs))
-        if self._plans is not None and self._plans.pair == pair:
-            return self._plans
-        bound = _bind(model, guide, kwargs)
-        rule = self.gradient
-        # a guide that is asked for its density again is kept, which the plate alone can do
-        count = max(self.num_particles, 2 if rule.rescores else 1)
-        trial = _trial(args, *bound)
-        with unnoticed(*bound, training=False), OneSubsample():
-            wrapped = plan_batch(*rule.wrap(*bound), trial, self.particles, count)
-            plain = wrapped
-            if isinstance(rule, Relaxation):
-                plain = plan_batch(*bound, trial, self.particles, count)
-        rule.check_latents(wrapped.layout)
-        self._check_runs(*rule.wrap(*bound), args, wrapped)
-        self._plans = _Plans(pair, wrapped, plain)
+    def _plan(self, model: Program, guide: Program, args: tuple, kwargs: dict[str, Any]) -> Plans:
+        """How particles are drawn, looked up or, the first time a pair comes, found out."""
+        pair = (model, guide, form(args), frozenset(kwargs))
+        if self._plans is None or self._plans.pair != pair:
+            programs = _bind(model, guide, kwargs)
+            wrapped, plain = make_plans(
+                *programs, args, self.bound, self.gradient, self.num_particles, self.particles
+            )
+            self._plans = Plans(pair, wrapped, plain)
         return self._plans
-
-    def _check_runs(self, model: Program, guide: Program, args: tuple, plan: ParticlePlan) -> None:
-        """Refuse what makes several runs of a program, or parts of one, say different things.
-
-        Raises:
-            ProgramError: names the plate, or the rule.
-        """
-        if plan.layout.nested_subsamples and not isinstance(self.bound, ELBO):
-            raise ProgramError(
-                f"plate '{min(plan.layout.nested_subsamples)}' inside the data plate draws a part "
-                "of itself, from which no bound but the ELBO can be estimated without bias; this "
-                f"is {type(self.bound).__name__}"
-            )
-        if not self.gradient.rescores:
-            return
-        with unnoticed(model, guide), OneSubsample():
-            again = freeze_guide(guide, args, plan)
-            first = evaluate(plan.guide_way, None, again, args, plan.layout, 2)
-            second = evaluate(plan.guide_way, None, again, args, plan.layout, 2, first.values)
-        if not agree(first, second):
-            raise ProgramError(
-                f"the guide gives equal draws different densities in two runs (dropout?), of which "
-                f"{type(self.gradient).__name__} needs several in a step: use Pathwise, or take "
-                "the chance out of the guide"
-            )
 
 
 _numbers = itertools.count()
-
-
-def _form(args: tuple) -> tuple[object, ...]:
-    """What about a batch may decide how particles are drawn.
-
-    A context that is None may stand for other latents; one as long as the batch is tiled with it;
-    and a lone datum shows nothing of what couples data.
-    """
-    size = num_data(args[0])
-    contexts = (
-        has_length(arg, size) if isinstance(arg, Tensor | tuple) else type(arg).__name__
-        for arg in args[1:]
-    )
-    return (size == 1, *contexts)
-
-
-def _trial(args: tuple, model: Program, guide: Program) -> tuple:
-    """The batch to plan on: one datum less where it has as many as a batch norm has features.
-
-    Among so many, particles' leading dimension passes for the data's, and the data for features.
-    """
-    size = num_data(args[0])
-    features = {
-        module.num_features
-        for root in Modules(model, guide).roots()
-        for module in root.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-    }
-    return take(args, slice(0, size - 1)) if size in features and size > 1 else args
-
-
-@contextmanager
-def unnoticed(model: Program, guide: Program, training: bool | None = None) -> Iterator[None]:
-    """Run programs without moving generators or buffers; by choice in another mode."""
-    modules = Modules(model, guide)
-    roots = modules.roots()
-    buffers = Buffers(modules.buffers())
-    buffers.keep()
-    device = next((value.device for root in roots for value in root.parameters()), None)
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(forked(device or torch.device("cpu")))
-        if training is not None:
-            stack.enter_context(mode(roots, training))
-        stack.callback(buffers.put_back)
-        yield
 
 
 def _as_bound(bound: Bound | MonteCarloObjective) -> Bound:
