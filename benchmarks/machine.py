@@ -1,16 +1,26 @@
-"""What a measured number was measured on."""
+"""What a measured number was measured on, and the files that keep both."""
 
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..inference.evidence.estimate import versions
+from ..inference.files import write_atomically
+
+
+def keep(folder: Path, name: str, text: str, record: Mapping[str, Any]) -> None:
+    """Write a measured table and its raw numbers, ``name.md`` and ``name.json``, each whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / f"{name}.md", text.encode())
+    write_atomically(folder / f"{name}.json", json.dumps(record, indent=1).encode())
 
 
 def describe_machine() -> dict[str, Any]:

@@ -108,9 +108,7 @@ class Run:
         Raises:
             ValueError: the checkpoint is damaged.
         """
-        if not self.checkpoint.exists():
-            return 0
-        return int(load_checkpoint(self.checkpoint)["position"]["epoch"]) - 1
+        return self._progress()[0]
 
     def position(self) -> str:
         """How far its parameters are trained, for the name of a file.
@@ -120,8 +118,15 @@ class Run:
         """
         if self.result is not None:
             return f"epoch{self.result['epochs']}"
-        batch = load_checkpoint(self.checkpoint)["position"]["batch"] if self.epochs_done() else 0
-        return f"epoch{self.epochs_done()}" + (f"-batch{batch}" if batch else "")
+        done, batch = self._progress()
+        return f"epoch{done}-batch{batch}" if batch else f"epoch{done}"
+
+    def _progress(self) -> tuple[int, int]:
+        """Whole epochs that the checkpoint has behind it, and batches of the next one."""
+        if not self.checkpoint.exists():
+            return 0, 0
+        position = load_checkpoint(self.checkpoint)["position"]
+        return int(position["epoch"]) - 1, int(position["batch"])
 
     def write(self, **record: Any) -> Run:
         """Write ``run.json`` with these entries added; returns the run as it then is."""

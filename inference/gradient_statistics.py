@@ -121,7 +121,6 @@ def _with_more_particles(objective: Any) -> MonteCarloObjective | None:
             f"{error}"
         ) from error
     more.load_state_dict(objective.state_dict())
-    more.kl_factor = objective.kl_factor
     return more
 
 
@@ -141,6 +140,8 @@ def _estimate(
     loss.inspect(args, size)
     state = loss.state()
     tensors = list(parameters.trainable.values())
+    network = getattr(objective, "network", None)
+    others = [] if network is None else list(network.parameters())  # a baseline's own
     rows = []
     try:
         for _ in range(repeats):
@@ -150,7 +151,7 @@ def _estimate(
             loss.gradients(args, size, 1.0)
             rows.append(torch.cat([_flat(tensor) for tensor in tensors]).cpu().numpy())
     finally:
-        for tensor in tensors:
+        for tensor in (*tensors, *others):
             tensor.grad = None
         loss.load_state(state)
     return np.array(rows, dtype=np.float64)

@@ -6,7 +6,7 @@ import functools
 import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -14,13 +14,15 @@ from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from .rng import forked
+
 
 class Modules:
     """The modules that a program pair stands on.
 
     Attributes:
         owned: by role (``model``, ``guide``), the modules whose methods, or selves, the programs
-            are.
+            are; and what else is theirs (a ``baseline``).
         reachable: by variable name, modules that plain functions refer to.
         all_owned: whether both programs are owned, with no plain function among them.
     """
@@ -139,6 +141,24 @@ def mode(roots: list[nn.Module], training: bool) -> Iterator[None]:
     finally:
         for module, flag in before:
             module.training = flag
+
+
+@contextmanager
+def unnoticed(
+    modules: Modules,
+    device: torch.device,
+    seed: int | None = None,
+    training: bool | None = None,
+) -> Iterator[None]:
+    """Run programs without moving generators or buffers; by choice from a seed, in another mode."""
+    buffers, roots = Buffers(modules.buffers()), modules.roots()
+    buffers.keep()
+    with ExitStack() as stack:
+        stack.enter_context(forked(device, seed))
+        if training is not None:
+            stack.enter_context(mode(roots, training))
+        stack.callback(buffers.put_back)
+        yield
 
 
 class Buffers:

@@ -16,7 +16,7 @@ from .agreement import agree, first_difference
 from .layout import Layout, inspect_programs
 from .programs import Program, ProgramError, StructureVaries
 from .slicing import inspect_part
-from .ways import WAYS, Evaluation, evaluate
+from .ways import WAYS, Evaluation, Probe, evaluate
 
 T = TypeVar("T")
 
@@ -151,15 +151,27 @@ def _choose(
 
 
 def draw(
-    model: Program, guide: Program | None, args: tuple, plan: ParticlePlan, num_particles: int
+    model: Program,
+    guide: Program | None,
+    args: tuple,
+    plan: ParticlePlan,
+    num_particles: int,
+    probe: Probe | None = None,
 ) -> Evaluation:
-    """Draw K particles from the guide and evaluate both programs, as planned."""
+    """Draw K particles from the guide and evaluate both programs, as planned.
+
+    ``probe`` reads each run; only of one of both programs is what it finds handed on.
+    """
+    layout = plan.layout
     if plan.guide_way == plan.model_way:
+        prior = guide is None
         return evaluate(
-            plan.model_way, model, guide, args, plan.layout, num_particles, prior=guide is None
+            plan.model_way, model, guide, args, layout, num_particles, prior=prior, probe=probe
         )
-    drawn = evaluate(plan.guide_way, None, guide, args, plan.layout, num_particles)
-    scored = evaluate(plan.model_way, model, None, args, plan.layout, num_particles, drawn.values)
+    drawn = evaluate(plan.guide_way, None, guide, args, layout, num_particles, probe=probe)
+    scored = evaluate(
+        plan.model_way, model, None, args, layout, num_particles, drawn.values, probe=probe
+    )
     return Evaluation(scored.model_sites, drawn.guide_sites, drawn.values)
 
 

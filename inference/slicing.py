@@ -35,40 +35,35 @@ def inspect_part(model: Program, guide: Program | None, args: tuple) -> tuple[La
         ProgramError: the pair has no per-datum weights.
         StructureVaries: parts of the data have different latents.
     """
-    layout, few, sliceable = _inspect_small(model, guide, args)
-    if not sliceable:
+    if (found := _inspect_few(model, guide, args)) is None:
         return None
+    layout, few = found
     many = args
     if not _context_may_be_shared(model, guide, args, few, layout):
         many = take(args, slice(0, _COUPLING_DATA))
     return (layout, few) if _rows_stand_alone(model, guide, many, layout) else None
 
 
-def _inspect_small(
-    model: Program, guide: Program | None, args: tuple
-) -> tuple[Layout, tuple, bool]:
-    """Inspect on a few data where the program allows it, else on all of them."""
+def _inspect_few(model: Program, guide: Program | None, args: tuple) -> tuple[Layout, tuple] | None:
+    """Layout and arguments of the first few data; None where the programs take only all."""
     size = num_data(args[0])
-    few = take(args, slice(0, _TRIAL_DATA))
-    if size <= _TRIAL_DATA:
-        few = take(args, slice(0, max(size - 1, 1)))
+    few = take(args, slice(0, _TRIAL_DATA if size > _TRIAL_DATA else max(size - 1, 1)))
     store = pyro.get_param_store()
     before = set(store.keys())
     try:
         layout = inspect_programs(model, guide, few)
         if set(store.keys()) == before:
-            return layout, few, True
+            return layout, few
     except ProgramError:
         pass  # perhaps only because data are missing: the run on all of them decides
     # parameters made to the measure of a part must not outlive it
     for name in set(store.keys()) - before:
         del store[name]
-    layout = inspect_programs(model, guide, args)
+    inspect_programs(model, guide, args)
     try:
-        inspect_programs(model, guide, few)
+        return inspect_programs(model, guide, few), few
     except ProgramError:
-        return layout, args, size == 1
-    return layout, few, True
+        return None
 
 
 def _context_may_be_shared(

@@ -7,8 +7,8 @@ For a model :math:`p(x_n, z_n)` and a guide :math:`q(z_n \mid x_n)`, both plain 
 
 so that :math:`\mathbb{E}_q w_{kn} = p(x_n)`. The ELBO is their logarithm's mean, an estimate of
 log p(x) the logarithm of their mean. They are unscaled (subsampling and ``poutine.scale`` never
-reach them), masked as the program says, in nats and in float64. Training takes Pyro's own
-objectives, which do not pass through here.
+reach them), masked as the program says, in nats and in float64. Objectives take the same weights
+with their graph (:mod:`~pyrovae.inference.objectives`); Pyro's own do not pass through here.
 """
 
 from __future__ import annotations

@@ -43,3 +43,31 @@ def fresh_pyro():
     pyro.set_rng_seed(0)
     yield
     pyro.clear_param_store()
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working directory of the test's own, for what a command writes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYROVAE_TRACEBACK", raising=False)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than training."""
+    from pyrovae.benchmarks import training
+
+    monkeypatch.setattr(training, "learning_curve", lambda histories, path: path.write_bytes(b""))
+
+
+@pytest.fixture
+def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test sees the user's settings or cache, or sends local requests through a proxy."""
+    from pyrovae.benchmarks.datasets import fetch
+
+    monkeypatch.delenv("PYROVAE_DATA", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(fetch, "cache_folder", lambda: cache)
+    return cache

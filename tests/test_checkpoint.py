@@ -167,7 +167,7 @@ def damage(kind: str, path: Path) -> None:
         ("one bit", "does not match its checksum"),
         ("weights of another program", "was not written by fit"),
         ("header", "its header is unreadable"),
-        ("another version", "must be pyrovae.training version 1, but is"),
+        ("another version", "must be pyrovae.training version 2, but is"),
     ],
 )
 def test_a_damaged_file_is_named_and_left_alone(tmp_path: Path, kind: str, message: str) -> None:

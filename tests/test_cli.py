@@ -12,32 +12,13 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
-import torch
 import xarray as xr
 from command_line import BITS, TESTS, invoke, process, same_model, told
 
 from pyrovae.benchmarks import cli, demo, training
 from pyrovae.benchmarks.runs import open_run
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("PYROVAE_TRACEBACK", raising=False)
-
-
-@pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than training."""
-    monkeypatch.setattr(training, "learning_curve", lambda histories, path: path.write_bytes(b""))
+pytestmark = pytest.mark.usefixtures("here", "one_thread")
 
 
 def test_train_then_evidence(tmp_path: Path) -> None:

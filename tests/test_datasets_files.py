@@ -1,7 +1,6 @@
 """Files of a data set: read from a folder, downloaded once, and never trusted unchecked."""
 
 import dataclasses
-import functools
 import gzip
 import hashlib
 import http.server
@@ -15,50 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from real_data import MNIST_MD5, REAL, packed_sha256, real, real_set
 
 from pyrovae.benchmarks import datasets
 from pyrovae.benchmarks.datasets import Dataset, DatasetError, available, catalogue, fetch, load
 from pyrovae.benchmarks.datasets.formats import parse_amat, parse_idx
 
-_FOLDER = os.environ.get("PYROVAE_DATA")
-REAL = Path(_FOLDER or "missing")
-real = pytest.mark.skipif(not _FOLDER, reason="no folder of real data (PYROVAE_DATA)")
-
-MNIST_MD5 = {  # of the .gz files, as published
-    "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-    "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
-    "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
-    "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
-}
-
-
-@pytest.fixture(autouse=True)
-def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No test sees the user's settings or cache, or sends local requests through a proxy."""
-    monkeypatch.delenv("PYROVAE_DATA", raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    cache = tmp_path / "cache"
-    monkeypatch.setattr(fetch, "cache_folder", lambda: cache)
-    return cache
-
-
-@functools.cache
-def real_set(name: str) -> Dataset:
-    where = {listing.name: listing.where for listing in available(REAL)}[name]
-    if where.startswith("not in"):
-        pytest.skip(where)
-    return load(name, folder=REAL)
-
-
-def real_bytes(pattern: str) -> bytes:
-    """What is in a file of the real data, compressed or not."""
-    path = next(iter(sorted(REAL.glob(pattern + "*"))))
-    return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-
-
-def packed_sha256(*bits: np.ndarray) -> str:
-    return hashlib.sha256(b"".join(np.packbits(b.astype(bool)).tobytes() for b in bits)).hexdigest()
+pytestmark = pytest.mark.usefixtures("isolated")
 
 
 # -------------------- a tiny published set, made of bytes
@@ -153,13 +115,13 @@ def test_missing_files_are_named_with_their_place(
 
 
 HTML = b"<html><body>Please log in</body></html>"
-ZIPPED = gzip.compress(CONTENT["test-images"])
+ZIPPED = gzip.compress(CONTENT["test-images"], mtime=0)
 CORRUPTIONS = [
     (ZIPPED[:-12], "expected a whole gzip file, found one of .* bytes that is damaged or cut sho"),
     (ZIPPED[:20] + b"\xff\xff\xff" + ZIPPED[23:], "expected a whole gzip file"),
     (ZIPPED[:-8] + bytes(8), "expected a whole gzip file, .*CRC"),
     (HTML, r"expected an idx file that starts with 00000803, found 3c68746d \(b'<htm'\)"),
-    (gzip.compress(CONTENT["test-labels"]), "starts with 00000803, found 00000801"),
+    (gzip.compress(CONTENT["test-labels"], mtime=0), "starts with 00000803, found 00000801"),
     (b"", "found an empty file"),
     (CONTENT["test-images"][:9], "expected an idx header of 16 bytes, found 9: cut short"),
     (CONTENT["test-images"][:-1], "expected 28 bytes for dimensions .*, found 27: cut short"),

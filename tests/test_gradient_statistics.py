@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from functools import partial
+
 import gradient_oracles as oracles
 import numpy as np
 import pyro
@@ -150,17 +153,39 @@ def test_too_few_repeats_are_refused(repeats, message):
         gradient_statistics(ELBO(), *_pair(), torch.tensor(X), repeats=repeats)
 
 
-def test_discrete_pairs_have_statistics_too():
-    pair = Code([0.3, 1.2, 0.1], [0.8, -0.2], NOISE)
-    x = torch.tensor(X)
-    found = gradient_statistics(NVIL(num_particles=4), pair.model, pair.guide, x, repeats=40)
-    assert np.isfinite(found.cosine).all()
+def test_means_of_a_discrete_pair_are_exact_too():
+    theta, phi = np.array([0.3, 1.2, 0.1]), np.array([0.8, -0.2])
+    pair, system = Code(theta, phi, NOISE), oracles.BinaryCode(1, NOISE)
+    formula = partial(oracles.bound_of, "elbo")
+    found = gradient_statistics(
+        NVIL(num_particles=4), pair.model, pair.guide, torch.tensor(X), repeats=400
+    )
+    expected = -np.concatenate(
+        [
+            oracles.derivative(lambda t: system.expected_bound(formula, t, phi, phi, X, 1), theta),
+            oracles.derivative(lambda p: system.expected_bound(formula, theta, p, p, X, 1), phi),
+        ]
+    ) / len(X)
+    stderr = found["std"] / np.sqrt(400)
+    assert (np.abs(found["mean"] - expected) < 5 * stderr).all()
+    assert set(found.component_group.values) == {"theta", "phi"}
+
+
+def test_a_baseline_is_left_without_gradients():
+    net = torch.nn.Sequential(torch.nn.Unflatten(0, (-1, 1)), torch.nn.Linear(1, 1).double())
+    pair = Code(np.array([0.3, 1.2, 0.1]), np.array([0.8, -0.2]), NOISE)
+    gradient_statistics(NVIL(net), pair.model, pair.guide, torch.tensor(X), repeats=20)
+    assert all(parameter.grad is None for parameter in (*net.parameters(), *pair.parameters()))
 
 
 def test_the_study_of_the_signal_to_noise_ratio(monkeypatch, tmp_path):
     monkeypatch.setattr(gradient_snr, "PARTICLES", (1, 10, 20, 30, 40))
     monkeypatch.setattr("sys.argv", ["gradient_snr", "--repeats", "20", "--output", str(tmp_path)])
     gradient_snr.main()
-    text = (tmp_path / "gradient-snr.md").read_text()
-    assert "| IWAE, doubly reparameterised |" in text
+    rows = json.loads((tmp_path / "gradient-snr.json").read_text())["rows"]
+    assert len(rows) == 3 * 5
+    found = {(row["rule"], row["particles"]): row for row in rows}
+    assert found["IWAE, doubly reparameterised", 40]["phi"]["snr"] > 0.5
+    assert found["IWAE", 40]["theta"]["snr"] > 2 * found["IWAE", 1]["theta"]["snr"]
+    assert "| IWAE, doubly reparameterised |" in (tmp_path / "gradient-snr.md").read_text()
     assert (tmp_path / "gradient-snr.png").stat().st_size > 10_000

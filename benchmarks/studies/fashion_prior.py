@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from ...inference import Estimate, History, ImportanceSampling, fit
 from ...models import VAE
 from ..datasets import Dataset, load
 from ..diagnostics import active_units, paired_difference, posterior_means
-from ..machine import describe_machine
+from ..machine import describe_machine, keep
 from ..zoo import gated_vae, gated_vamp_vae
 
 PUBLISHED = {"standard normal": (228.70, 0.15), "VampPrior(500)": (227.35, 0.05)}
@@ -140,9 +139,8 @@ def main() -> None:
             f"{options.seed}, log p(x) from K = {NUM_SAMPLES} on {NUM_TEST} test images drawn with "
             f"seed 0; {time.perf_counter() - start:.0f} s in all; {machine['summary']}\n"
         )
-        (options.output / "fashion-prior.md").write_text(text)
         record = {"command": command, "machine": machine, "rows": rows, "paired": difference}
-        (options.output / "fashion-prior.json").write_text(json.dumps(record, indent=1))
+        keep(options.output, "fashion-prior", text, record)
 
 
 if __name__ == "__main__":

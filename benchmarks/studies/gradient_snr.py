@@ -15,7 +15,6 @@ fall (Tucker and others, *Doubly reparameterized gradient estimators*, 2019).
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from pathlib import Path
@@ -28,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from ...inference import MonteCarloObjective, bounds, gradient_statistics, gradients
-from ..machine import describe_machine
+from ..machine import describe_machine, keep
 from ..pictures import power_laws
 
 PARTICLES = (1, 3, 10, 30, 100, 300, 1000)
@@ -141,9 +140,8 @@ def main() -> None:
         f"up to ten times as many; {NUM_DATA} data in {DIM} dimensions; "
         f"{time.perf_counter() - start:.0f} s; {machine['summary']}\n"
     )
-    (options.output / "gradient-snr.md").write_text(text)
     record = {"command": command, "machine": machine, "rows": rows}
-    (options.output / "gradient-snr.json").write_text(json.dumps(record, indent=1))
+    keep(options.output, "gradient-snr", text, record)
     curves = {
         rule: [
             (row["particles"], row["phi"]["snr"], row["phi"]["stderr"])

@@ -184,7 +184,7 @@ def run_missing(jobs: Sequence[tuple[str, int, int, Path]], workers: int) -> Ite
         for future in as_completed([pool.submit(run_and_keep, *job) for job in missing]):
             try:
                 yield future.result()
-            except Exception as error:
+            except Exception as error:  # whatever it is, the others go on; it is raised below
                 failures.append(error)
                 yield f"failed: {error}"
     finally:

@@ -11,7 +11,6 @@ differences, averaged over images.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.lines import Line2D
 
+from ..machine import keep
 from ..pictures import COLOURS, GREY, blank_figure, save_figure
 
 REFERENCE = "ELBO"
@@ -129,23 +129,19 @@ def write(
     folder: Path,
 ) -> None:
     """Table, raw numbers and picture, as ``objectives.md``, ``.json`` and ``.png``."""
-    folder.mkdir(parents=True, exist_ok=True)
     machine, seconds = timing["machine"], sum(one["seconds"] for one in runs)
     made = (
         f"`{command}`: {len(runs)} runs, {seconds:.0f} s of training in all; {machine['summary']}"
     )
-    text = f"{table(rows)}\n\n{explanation(runs)}\n\n{made}\n"
-    (folder / "objectives.md").write_text(text)
     record = {
         "command": command,
         "machine": machine,
         "seeds": sorted({one["seed"] for one in runs}),
         "rows": rows,
         "milliseconds": timing["milliseconds"],
+        "runs": runs,
     }
-    whole = json.dumps(record, indent=1).removesuffix("\n}")
-    lines = ",\n  ".join(map(json.dumps, runs))  # one line a run, as each has hundreds of numbers
-    (folder / "objectives.json").write_text(f'{whole},\n "runs": [\n  {lines}\n ]\n}}\n')
+    keep(folder, "objectives", f"{table(rows)}\n\n{explanation(runs)}\n\n{made}\n", record)
     draw(rows, folder / "objectives.png")
 
 

@@ -62,7 +62,7 @@ class Estimate:
         stderr: Monte Carlo standard error of each, by the delta method
             :math:`\sqrt{1/\mathrm{ESS} - 1/K}`; NaN for K = 1. Means nothing where k̂ is high.
         ess: effective sample size :math:`(\sum w)^2 / \sum w^2`, between 1 and K.
-        khat: Pareto shape of the weights' tail; NaN where K is too small to tell.
+        khat: Pareto shape of the weights' tail; NaN where too few weights differ to tell.
         direction: "lower", "upper" or "consistent": the side of log p(x) on which the estimate's
             expectation lies.
         num_samples: K.
@@ -141,7 +141,7 @@ class Estimate:
         unknown = float(self.khat.isnan().double().mean())
         too_high = mean.unreliable - unknown
         warning = f", k̂ too high for {too_high:.0%}" if too_high > 0 else ""
-        warning += f", k̂ unknown for {unknown:.0%}: too few samples" if unknown else ""
+        warning += f", k̂ unknown for {unknown:.0%}: too few different weights" if unknown else ""
         return (
             f"Estimate({len(self)} data, K={self.num_samples}, {self.direction}: mean log p(x) = "
             f"{mean}{warning})"

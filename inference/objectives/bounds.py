@@ -60,8 +60,8 @@ def slope(bound: Bound, log_weight: Tensor) -> Tensor:
 
 
 def weigh(share: Tensor, value: Tensor) -> Tensor:
-    """The sum of values with shares, in which one without a share does not count, even −∞."""
-    return (share * value.masked_fill(share == 0, 0.0)).sum()
+    """Over particles, the sum of values with shares: ``(N,)``. One of no share may be −∞."""
+    return (share * value.masked_fill(share == 0, 0.0)).sum(0)
 
 
 def _log_mean_exp(log_weight: Tensor) -> Tensor:
@@ -273,12 +273,10 @@ class TVO(Bound):
         return (0.0, *map(math.exp, logs), 1.0)
 
     def __call__(self, log_weight: Tensor) -> Tensor:
-        terms = [
-            # weights of zero have no share, and no logarithm
-            width * (share * log_weight.masked_fill(share == 0, 0.0)).sum(0)
-            for width, _, share in self.intervals(log_weight)
-        ]
-        return torch.stack(terms).sum(0)
+        intervals = self.intervals(log_weight)
+        return torch.stack([width * weigh(share, log_weight) for width, _, share in intervals]).sum(
+            0
+        )
 
     def intervals(self, log_weight: Tensor) -> list[tuple[float, float, Tensor]]:
         """Of each interval its width, its left end β, and the shares w^β / Σ w^β, ``(K, N)``."""

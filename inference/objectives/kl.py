@@ -88,6 +88,11 @@ class FreeBits:
     References:
         Kingma, Salimans, Jozefowicz, Chen, Sutskever and Welling, *Improving variational inference
         with inverse autoregressive flow*, 2016.
+
+    Example:
+        >>> divergence = torch.tensor([[0.1, 2.0], [0.3, 4.0]])  # two data, two dimensions
+        >>> FreeBits(0.5)(divergence)
+        tensor([2.5000, 4.5000])
     """
 
     nats: float
@@ -123,6 +128,10 @@ class KL:
     References:
         Higgins and others, *beta-VAE: learning basic visual concepts with a constrained variational
         framework*, 2017.
+
+    Example:
+        >>> KL(weight=WarmUp(steps=10)).beta(5), KL(weight=4.0).beta(5)
+        (0.5, 4.0)
     """
 
     weight: float | WarmUp = 1.0

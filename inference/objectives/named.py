@@ -55,12 +55,22 @@ NAMES = (
 
 
 def ELBO(num_particles: int = 1, **settings: Any) -> MonteCarloObjective:
-    """The evidence lower bound (Kingma and Welling, *Auto-encoding variational Bayes*, 2014)."""
+    """The evidence lower bound (Kingma and Welling, *Auto-encoding variational Bayes*, 2014).
+
+    Example:
+        >>> ELBO()
+        MonteCarloObjective(ELBO(), Pathwise(), num_particles=1)
+    """
     return MonteCarloObjective(bounds.ELBO(), gradients.Pathwise(), num_particles, **settings)
 
 
 def STL(num_particles: int = 1, **settings: Any) -> MonteCarloObjective:
-    """The ELBO without its score term (Roeder, Wu and Duvenaud, *Sticking the landing*, 2017)."""
+    """The ELBO without its score term (Roeder, Wu and Duvenaud, *Sticking the landing*, 2017).
+
+    Example:
+        >>> STL()
+        MonteCarloObjective(ELBO(), StickingTheLanding(), num_particles=1)
+    """
     rule = gradients.StickingTheLanding()
     return MonteCarloObjective(bounds.ELBO(), rule, num_particles, **settings)
 
@@ -68,7 +78,12 @@ def STL(num_particles: int = 1, **settings: Any) -> MonteCarloObjective:
 def BetaVAE(
     beta: float | WarmUp = 4.0, num_particles: int = 1, **settings: Any
 ) -> MonteCarloObjective:
-    """The ELBO with the KL weighted by β (Higgins and others, *beta-VAE*, 2017)."""
+    """The ELBO with the KL weighted by β (Higgins and others, *beta-VAE*, 2017).
+
+    Example:
+        >>> BetaVAE(beta=4.0).kl.weight
+        4.0
+    """
     kl = KL(weight=beta)
     return MonteCarloObjective(
         bounds.ELBO(), gradients.Pathwise(), num_particles, kl=kl, **settings
@@ -79,6 +94,10 @@ def IWAE(num_particles: int = 5, **settings: Any) -> MonteCarloObjective:
     """The importance-weighted bound (Burda, Grosse and Salakhutdinov, 2016).
 
     *Importance weighted autoencoders*.
+
+    Example:
+        >>> IWAE(num_particles=50)
+        MonteCarloObjective(IWAE(), Pathwise(), num_particles=50)
     """
     return MonteCarloObjective(bounds.IWAE(), gradients.Pathwise(), num_particles, **settings)
 
@@ -87,6 +106,10 @@ def MIWAE(num_groups: int = 8, num_particles: int = 8, **settings: Any) -> Monte
     """The mean of M = ``num_groups`` bounds of K = ``num_particles`` each (Rainforth et al., 2018).
 
     *Tighter variational bounds are not necessarily better*. It draws M K particles.
+
+    Example:
+        >>> MIWAE(num_groups=4, num_particles=8)
+        MonteCarloObjective(MIWAE(num_groups=4), Pathwise(), num_particles=32)
     """
     bound = bounds.MIWAE(num_groups)
     return MonteCarloObjective(bound, gradients.Pathwise(), num_groups * num_particles, **settings)
@@ -96,6 +119,10 @@ def PIWAE(num_groups: int = 8, num_particles: int = 8, **settings: Any) -> Monte
     """IWAE of all M K particles for the model, MIWAE of M groups of K for the guide.
 
     Rainforth and others, *Tighter variational bounds are not necessarily better*, 2018.
+
+    Example:
+        >>> PIWAE(num_groups=4, num_particles=8)
+        MonteCarloObjective(IWAE(), Split(guide_bound=MIWAE(num_groups=4)), num_particles=32)
     """
     rule = gradients.Split(bounds.MIWAE(num_groups))
     return MonteCarloObjective(bounds.IWAE(), rule, num_groups * num_particles, **settings)
@@ -105,6 +132,10 @@ def CIWAE(beta: float = 0.05, num_particles: int = 64, **settings: Any) -> Monte
     """β ELBO + (1 − β) IWAE (Rainforth and others, 2018).
 
     *Tighter variational bounds are not necessarily better*.
+
+    Example:
+        >>> CIWAE(beta=0.05)
+        MonteCarloObjective(CIWAE(beta=0.05), Pathwise(), num_particles=64)
     """
     bound = bounds.CIWAE(beta)
     return MonteCarloObjective(bound, gradients.Pathwise(), num_particles, **settings)
@@ -114,13 +145,22 @@ def DReG(num_particles: int = 5, **settings: Any) -> MonteCarloObjective:
     """The IWAE, doubly reparameterised (Tucker, Lawson, Gu and Maddison, 2019).
 
     *Doubly reparameterized gradient estimators for Monte Carlo objectives*.
+
+    Example:
+        >>> DReG(num_particles=8)
+        MonteCarloObjective(IWAE(), DoublyReparameterized(), num_particles=8)
     """
     rule = gradients.DoublyReparameterized()
     return MonteCarloObjective(bounds.IWAE(), rule, num_particles, **settings)
 
 
 def Renyi(alpha: float = 0.5, num_particles: int = 5, **settings: Any) -> MonteCarloObjective:
-    """The variational bound of Li and Turner, *Rényi divergence variational inference*, 2016."""
+    """The variational bound of Li and Turner, *Rényi divergence variational inference*, 2016.
+
+    Example:
+        >>> Renyi(alpha=0.5)
+        MonteCarloObjective(Renyi(alpha=0.5), Pathwise(), num_particles=5)
+    """
     bound = bounds.Renyi(alpha)
     return MonteCarloObjective(bound, gradients.Pathwise(), num_particles, **settings)
 
@@ -129,19 +169,33 @@ def CHIVI(n: float = 2.0, num_particles: int = 5, **settings: Any) -> MonteCarlo
     """The guide lowers CUBO, the model raises the ELBO (Dieng and others, 2017).
 
     *Variational inference via χ upper bound minimization*.
+
+    Example:
+        >>> CHIVI(n=2)
+        MonteCarloObjective(ELBO(), Split(guide_bound=CUBO(n=2)), num_particles=5)
     """
     rule = gradients.Split(bounds.CUBO(n))
     return MonteCarloObjective(bounds.ELBO(), rule, num_particles, **settings)
 
 
 def TVO(num_intervals: int = 5, num_particles: int = 50, **settings: Any) -> MonteCarloObjective:
-    """The thermodynamic variational objective (Masrani, Le and Wood, 2019)."""
+    """The thermodynamic variational objective (Masrani, Le and Wood, 2019).
+
+    Example:
+        >>> TVO(num_intervals=5).bound
+        TVO(num_intervals=5, first=0.025)
+    """
     bound = bounds.TVO(num_intervals)
     return MonteCarloObjective(bound, gradients.SelfNormalized(), num_particles, **settings)
 
 
 def JVI(order: int = 1, num_particles: int = 5, **settings: Any) -> MonteCarloObjective:
-    """The jackknife of the IWAE (Nowozin, *Debiasing evidence approximations*, 2018)."""
+    """The jackknife of the IWAE (Nowozin, *Debiasing evidence approximations*, 2018).
+
+    Example:
+        >>> JVI(order=2)
+        MonteCarloObjective(Jackknife(order=2), Pathwise(), num_particles=5)
+    """
     bound = bounds.Jackknife(order)
     return MonteCarloObjective(bound, gradients.Pathwise(), num_particles, **settings)
 
@@ -151,6 +205,10 @@ def REINFORCE(num_particles: int = 1, **settings: Any) -> MonteCarloObjective:
 
     *Simple statistical gradient-following algorithms for connectionist reinforcement learning*;
     Ranganath, Gerrish and Blei, *Black box variational inference*, 2014.
+
+    Example:
+        >>> REINFORCE().gradient
+        ScoreFunction(baseline=NoBaseline(), everywhere=True)
     """
     rule = gradients.ScoreFunction(everywhere=True)
     return MonteCarloObjective(bounds.ELBO(), rule, num_particles, **settings)
@@ -162,6 +220,10 @@ def NVIL(
     """The ELBO by its score function, with a network's guess from x as baseline, or an average.
 
     Mnih and Gregor, *Neural variational inference and learning in belief networks*, 2014.
+
+    Example:
+        >>> NVIL().gradient.baseline
+        MovingAverage(decay=0.9)
     """
     baseline = gradients.MovingAverage() if net is None else gradients.NetworkBaseline(net)
     rule = gradients.ScoreFunction(baseline)
@@ -172,6 +234,10 @@ def VIMCO(num_particles: int = 5, **settings: Any) -> MonteCarloObjective:
     """The IWAE of discrete latents (Mnih and Rezende, 2016).
 
     *Variational inference for Monte Carlo objectives*.
+
+    Example:
+        >>> VIMCO(num_particles=5).bound
+        IWAE()
     """
     return MonteCarloObjective(bounds.IWAE(), gradients.VIMCO(), num_particles, **settings)
 
@@ -179,6 +245,11 @@ def VIMCO(num_particles: int = 5, **settings: Any) -> MonteCarloObjective:
 def RWS(
     num_particles: int = 5, wake: float = 1.0, sleep: float = 0.0, **settings: Any
 ) -> MonteCarloObjective:
-    """Reweighted wake-sleep (Bornschein and Bengio, *Reweighted wake-sleep*, 2015)."""
+    """Reweighted wake-sleep (Bornschein and Bengio, *Reweighted wake-sleep*, 2015).
+
+    Example:
+        >>> RWS(num_particles=5).bound
+        IWAE()
+    """
     rule = gradients.WakeSleep(wake, sleep)
     return MonteCarloObjective(bounds.IWAE(), rule, num_particles, **settings)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -140,25 +141,21 @@ class MonteCarloObjective(PyroELBO):
         self, model: Program, guide: Program, *args: Any, **kwargs: Any
     ) -> Tensor:
         """The loss in nats, summed over data, whose gradient is the rule's."""
-        try:
-            loss = self._loss(model, guide, args, kwargs)
-        except StructureVaries:
-            self._plans = None  # this batch has other latents than the one before: look again
-            loss = self._loss(model, guide, args, kwargs)
+        pair = _bind(model, guide, kwargs)
+        beta = self.kl.beta(self.steps) * self.kl_factor
+
+        def estimate(plans: Plans) -> Tensor:
+            wrapped = self.gradient.wrap(*pair)
+            step = Step(*wrapped, args, plans.wrapped, self.num_particles, beta, self._memory)
+            if self.kl.by_site:
+                total = self._with_kl(step).sum()
+            else:
+                total = self.gradient.ascend(step, self.bound).total()
+            return self._as_loss(total, step)
+
+        loss = self._planned(model, guide, args, kwargs, estimate)
         self.steps += torch.is_grad_enabled()
         return loss
-
-    def _loss(self, model: Program, guide: Program, args: tuple, kwargs: dict[str, Any]) -> Tensor:
-        plan = self._plan(model, guide, args, kwargs).wrapped
-        wrapped = self.gradient.wrap(*_bind(model, guide, kwargs))
-        beta = self.kl.beta(self.steps) * self.kl_factor
-        step = Step(*wrapped, args, plan, self.num_particles, beta, self._memory)
-        if self.kl.by_site:
-            total = self._with_kl(step).sum()
-        else:
-            total = self.gradient.ascend(step, self.bound).total()
-        scale = step.scale()
-        return total * (-scale if self.bound.direction == "lower" else scale)
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """The loss, its gradient added to that of the parameters."""
@@ -175,17 +172,18 @@ class MonteCarloObjective(PyroELBO):
 
         That is what can be compared: at β = 1, without free bits, with hard draws.
         """
-        try:
-            value = self._value(model, guide, args, kwargs)
-        except StructureVaries:
-            self._plans = None
-            value = self._value(model, guide, args, kwargs)
-        return float(-value if self.bound.direction == "lower" else value)
+        pair = _bind(model, guide, kwargs)
 
-    def _value(self, model: Program, guide: Program, args: tuple, kwargs: dict[str, Any]) -> Tensor:
-        plan = self._plan(model, guide, args, kwargs).plain
-        step = Step(*_bind(model, guide, kwargs), args, plan, self.num_particles)
-        return self.bound(step.joint().log_weight).sum() * step.scale()
+        def estimate(plans: Plans) -> Tensor:
+            step = Step(*pair, args, plans.plain, self.num_particles)
+            return self._as_loss(self.bound(step.joint().log_weight).sum(), step)
+
+        return float(self._planned(model, guide, args, kwargs, estimate))
+
+    def _as_loss(self, total: Tensor, step: Step) -> Tensor:
+        """A sum over the batch as what is to be lowered, for all the data that it stands for."""
+        scale = step.scale()
+        return total * (-scale if self.bound.direction == "lower" else scale)
 
     # --- what is kept from step to step ----------------------------------------------------------
 
@@ -209,6 +207,7 @@ class MonteCarloObjective(PyroELBO):
     # --- within ----------------------------------------------------------------------------------
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        # abstract in Pyro's class, and called by Pyro's own losses only
         raise NotImplementedError("particles come from a plan, not one trace at a time")
 
     def _with_kl(self, step: Step) -> Tensor:
@@ -222,23 +221,33 @@ class MonteCarloObjective(PyroELBO):
             )
         probe = Divergences(self.kl, layout)
         beta, step.beta = step.beta, 0.0
-        drawn = step.joint(probe)
+        drawn = step.probe(probe)
         self.kl_forms = probe.forms
         divergence = torch.cat(list(drawn.probed.values()), -1).mean(0)
         free = self.kl.free_bits
         total = divergence.sum(-1) if free is None else free(divergence)
         return drawn.log_joint.mean(0) - beta * total
 
-    def _plan(self, model: Program, guide: Program, args: tuple, kwargs: dict[str, Any]) -> Plans:
-        """How particles are drawn, looked up or, the first time a pair comes, found out."""
-        pair = (model, guide, form(args), frozenset(kwargs))
-        if self._plans is None or self._plans.pair != pair:
-            programs = _bind(model, guide, kwargs)
-            wrapped, plain = make_plans(
-                *programs, args, self.bound, self.gradient, self.num_particles, self.particles
-            )
-            self._plans = Plans(pair, wrapped, plain)
-        return self._plans
+    def _planned(
+        self,
+        model: Program,
+        guide: Program,
+        args: tuple,
+        kwargs: dict[str, Any],
+        use: Callable[[Plans], Tensor],
+    ) -> Tensor:
+        """What ``use`` makes of the plans for a pair: those there are, or else new ones."""
+        key = (model, guide, form(args), frozenset(kwargs))
+        if self._plans is not None and self._plans.key == key:
+            try:
+                return use(self._plans)
+            except StructureVaries:
+                pass  # this batch has other latents than the one before
+        pair = _bind(model, guide, kwargs)
+        self._plans = make_plans(
+            key, *pair, args, self.bound, self.gradient, self.num_particles, self.particles
+        )
+        return use(self._plans)
 
 
 _numbers = itertools.count()

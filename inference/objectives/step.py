@@ -24,7 +24,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ..frozen import freeze_guide
-from ..particles import ParticlePlan
+from ..particles import ParticlePlan, draw
 from ..programs import Program, ProgramError, draws_a_part, num_data
 from ..ways import Evaluation, Probe, Sites, data_axis, evaluate
 
@@ -115,15 +115,24 @@ class Step:
                 "term of its own that a weight other than 1 could stand on"
             )
 
-    def joint(self, probe: Probe | None = None) -> Drawn:
+    def joint(self) -> Drawn:
         """Draw, and evaluate both programs at the draws, in one run of each."""
-        plan = self.plan
-        if plan.guide_way == plan.model_way or probe is not None:  # which reads both traces
-            run = self._evaluate(plan.model_way, self.model, self.guide, probe=probe)
-            return self._drawn(run, run)
-        first = self._evaluate(plan.guide_way, None, self.guide)
-        second = self._evaluate(plan.model_way, self.model, None, first.values)
-        return self._drawn(second, first)
+        with self._same_data:
+            return self._drawn(
+                draw(self.model, self.guide, self.args, self.plan, self.shape[0], self._read)
+            )
+
+    def probe(self, probe: Probe) -> Drawn:
+        """The same in one run of the pair as a whole, for a probe to read."""
+
+        def read(of_model: Sites, of_guide: Sites) -> dict[str, Tensor]:
+            return self._read(of_model, of_guide) | probe(of_model, of_guide)
+
+        way, layout = self.plan.model_way, self.plan.layout
+        with self._same_data:
+            return self._drawn(
+                evaluate(way, self.model, self.guide, self.args, layout, self.shape[0], probe=read)
+            )
 
     def sample(self) -> Values:
         """Draw from the guide, whose encoder has then run, where its draws are independent."""
@@ -172,35 +181,28 @@ class Step:
         model: Program | None,
         guide: Program | None,
         values: Values | None = None,
-        probe: Probe | None = None,
     ) -> Evaluation:
-        def read(of_model: Sites, of_guide: Sites) -> dict[str, Tensor]:
-            self._note_scales("model", of_model)
-            self._note_scales("guide", of_guide)
-            return {} if probe is None else probe(of_model, of_guide)
-
+        layout, count = self.plan.layout, self.shape[0]
         with self._same_data:
-            return evaluate(
-                way, model, guide, self.args, self.plan.layout, self.shape[0], values, probe=read
-            )
+            return evaluate(way, model, guide, self.args, layout, count, values, probe=self._read)
 
-    def _note_scales(self, role: str, sites: Sites) -> None:
-        for name, site in sites.items():
-            scale = site["scale"]
-            if isinstance(scale, Tensor):
-                if scale.numel() != 1:
-                    raise ProgramError(f"site '{name}' has a scale of shape {tuple(scale.shape)}")
-                scale = scale.reshape(())
-            self._scales[role, name] = scale
+    def _read(self, of_model: Sites, of_guide: Sites) -> dict[str, Tensor]:
+        """Note the scales of a run's sites."""
+        for role, sites in (("model", of_model), ("guide", of_guide)):
+            for name, site in sites.items():
+                scale = site["scale"]
+                if isinstance(scale, Tensor):
+                    if scale.numel() != 1:
+                        raise ProgramError(
+                            f"site '{name}' has a scale of shape {tuple(scale.shape)}"
+                        )
+                    scale = scale.reshape(())
+                self._scales[role, name] = scale
+        return {}
 
-    def _drawn(self, model_run: Evaluation, guide_run: Evaluation) -> Drawn:
-        return Drawn(
-            guide_run.values,
-            self._sum_model(model_run),
-            self._sum(guide_run.guide_sites, self.beta),
-            guide_run.guide_sites,
-            model_run.probed,
-        )
+    def _drawn(self, run: Evaluation) -> Drawn:
+        log_guide = self._sum(run.guide_sites, self.beta)
+        return Drawn(run.values, self._sum_model(run), log_guide, run.guide_sites, run.probed)
 
     def _sum_model(self, run: Evaluation) -> Tensor:
         observed = set(self.plan.layout.observed)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..files import write_atomically
 
-KEY, FORMAT, VERSION = "pyrovae", "pyrovae.training", 1
+KEY, FORMAT, VERSION = "pyrovae", "pyrovae.training", 2
 
 
 def crc32(tensor: Tensor, start: int = 0) -> int:

@@ -53,7 +53,8 @@ def fit(
             a DataLoader whose items are a tensor or a tuple of the programs' arguments.
         context: further arguments. Tensors with leading dimension N are cut into batches with x,
             anything else is passed as it is.
-        objective: any ``pyro.infer.ELBO``; ``Trace_ELBO()`` by default.
+        objective: any ``pyro.infer.ELBO``; ``Trace_ELBO()`` by default. One of ours begins anew:
+            its warm-up and moving averages are the run's. A network baseline is trained along.
         epochs: how often to go through the data.
         batch_size: data in a step; the last batch of an epoch may be smaller. A DataLoader's own
             counts instead.
@@ -63,7 +64,8 @@ def fit(
             ``ReduceLROnPlateau`` is given the validation loss.
         validation: held-out data, x alone or the tuple ``(x, *context)`` if there is a context.
         patience: stop after so many epochs without a better validation ELBO, and return to the
-            best parameters at the end, whether stopped early or not.
+            best parameters at the end, whether stopped early or not. What is compared is the
+            objective's own bound, at β = 1 and without free bits.
         warm_up: epochs of KL warm-up, :math:`\beta_e = \min(1, e / \mathrm{warm\_up})`. Until beta
             is 1, no epoch is the best and patience does not run.
         clip: the largest norm of the gradient (nats per datum); larger ones are scaled down.
@@ -84,7 +86,7 @@ def fit(
         FileExistsError: ``checkpoint`` exists, and ``resume`` is False.
         NonFiniteLoss: the loss or its gradient is not finite. The parameters are the last good
             ones.
-        TrainingInterrupted: Ctrl-C. The state after the last step is saved.
+        TrainingInterrupted: Ctrl-C or SIGTERM. The state after the last step is saved.
 
     Example:
         >>> import pyro, pyro.distributions as dist

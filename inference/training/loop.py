@@ -59,10 +59,9 @@ class Training:
         check_call(settings, model, guide, x, objective, validation)
         self.settings = settings
         modules = Modules(model, guide)
-        if isinstance(objective, MonteCarloObjective):
-            objective.reset()  # the run is decided by its arguments, or by its checkpoint
-            if objective.network is not None:
-                modules.owned["baseline"] = objective.network
+        ours = isinstance(objective, MonteCarloObjective)
+        if ours and objective.network is not None:
+            modules.owned["baseline"] = objective.network
         self.parameters = Parameters(modules)
         self.device = find_device(device, self.parameters.device(), x)
         self.saved = self._read_checkpoint()
@@ -81,6 +80,8 @@ class Training:
         self.loss = Loss(objective, model, guide, self.parameters, self.device, self.seed)
         if settings.warm_up:
             self.loss.check_warm_up()
+        if ours:
+            objective.reset()  # the run is decided by its arguments, or by its checkpoint
         self.interrupt = Interrupt()
 
     def _read_checkpoint(self) -> dict[str, Any] | None:

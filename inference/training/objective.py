@@ -33,10 +33,10 @@ from pyro.poutine.runtime import effectful
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ..modules import Buffers, mode
+from ..modules import unnoticed
 from ..objectives import MonteCarloObjective
 from ..programs import Program
-from ..rng import derive, forked
+from ..rng import derive
 from .parameters import MARKER, Parameters
 from .warmup import weighted
 
@@ -129,16 +129,12 @@ class Loss:
     def quiet(self) -> Iterator[None]:
         """Run the programs without leaving a mark: generators, modes and buffers stay."""
         modules = self.parameters.modules  # all within reach: which are trained is not known yet
-        buffers = Buffers(modules.buffers())
-        buffers.keep()
-        roots = modules.roots()
         state = self.state()
-        with forked(self.device, derive(self.seed, "inspection")), mode(roots, False):
+        seed = derive(self.seed, "inspection")
+        with unnoticed(modules, self.device, seed, training=False), self.parameters:
             try:
-                with self.parameters:
-                    yield
+                yield
             finally:
-                buffers.put_back()
                 self.load_state(state)
 
     def state(self) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -36,15 +35,17 @@ class Ascent:
 
 
 class Gradient(ABC):
-    """A rule for the gradient of a bound.
+    """A rule for the gradient of a bound."""
 
-    Attributes:
-        rescores: whether the guide's density is asked for at draws that are held.
-        reparameterizes: whether every latent must be reparameterised.
-    """
+    @property
+    def rescores(self) -> bool:
+        """Whether the guide's density is asked for again, at draws that are given."""
+        return False
 
-    rescores: ClassVar[bool] = False
-    reparameterizes: ClassVar[bool] = True
+    @property
+    def reparameterizes(self) -> bool:
+        """Whether every latent must be reparameterised."""
+        return True
 
     @abstractmethod
     def ascend(self, step: Step, bound: Bound) -> Ascent:

@@ -21,13 +21,14 @@ Bauer and Mnih).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..bounds import CIWAE, ELBO, IWAE, MIWAE, Bound, Renyi
-from ..step import Step, Values, hold, hooked
+from ..step import Step, hold, hooked
 from .gradient import Ascent, Gradient, refuse, refuse_upper
 
 
@@ -40,6 +41,16 @@ class Pathwise(Gradient):
     References:
         Kingma and Welling, *Auto-encoding variational Bayes*, 2014. Burda, Grosse and
         Salakhutdinov, *Importance weighted autoencoders*, 2016.
+
+    Example:
+        >>> from pyrovae.inference import MonteCarloObjective, bounds
+        >>> from pyrovae.models import LinearGaussianVAE
+        >>> linear = LinearGaussianVAE(data_dim=4, latent_dim=2).double()
+        >>> x = linear.sample(5)
+        >>> objective = MonteCarloObjective(bounds.IWAE(), Pathwise(), num_particles=5)
+        >>> objective.differentiable_loss(linear.model, linear.guide, x).backward()
+        >>> bool((linear.decoder.weight.grad != 0).any())
+        True
     """
 
     def check(self, bound: Bound, num_particles: int) -> None:
@@ -60,17 +71,33 @@ class StickingTheLanding(Gradient):
     References:
         Roeder, Wu and Duvenaud, *Sticking the landing: simple, lower-variance gradient estimators
         for variational inference*, 2017.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyrovae.inference import MonteCarloObjective, bounds
+        >>> loc = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def posterior(x):  # at loc = 1/2
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(loc * x, 0.5**0.5))
+        >>> objective = MonteCarloObjective(bounds.ELBO(), StickingTheLanding(), num_particles=5)
+        >>> objective.differentiable_loss(model, posterior, torch.ones(3).double()).backward()
+        >>> bool(loc.grad.abs() < 1e-12)  # whatever was drawn
+        True
     """
 
     rescores = True
 
     def check(self, bound: Bound, num_particles: int) -> None:
+        refuse_upper(self, bound)
         if not isinstance(bound, ELBO | IWAE | MIWAE | CIWAE | Renyi):
             refuse(self, bound, "the score that it drops is a part of this bound's gradient")
 
     def ascend(self, step: Step, bound: Bound) -> Ascent:
-        values = step.sample()
-        value = bound(_without_score(step, values, values))
+        value = bound(through_draws(step))
         return Ascent(value, value)
 
 
@@ -82,24 +109,22 @@ class DoublyReparameterized(Gradient):
         Tucker, Lawson, Gu and Maddison, *Doubly reparameterized gradient estimators for Monte Carlo
         objectives*, 2019. Bauer and Mnih, *Generalized doubly reparameterized gradient estimators*,
         2021.
+
+    Example:
+        >>> from pyrovae.inference import MonteCarloObjective, bounds
+        >>> MonteCarloObjective(bounds.MIWAE(4), DoublyReparameterized(), num_particles=8)
+        MonteCarloObjective(MIWAE(num_groups=4), DoublyReparameterized(), num_particles=8)
     """
 
     rescores = True
 
     def check(self, bound: Bound, num_particles: int) -> None:
+        refuse_upper(self, bound)
         if not isinstance(bound, ELBO | IWAE | MIWAE | CIWAE | Renyi):
             refuse(self, bound, "its slopes change sign, and the path's weight has no closed form")
 
     def ascend(self, step: Step, bound: Bound) -> Ascent:
-        values = step.sample()
-        share: list[Tensor] = []
-
-        def scale(name: str, gradient: Tensor) -> Tensor:
-            return gradient * step.align(share[0], name, gradient)
-
-        log_weight = _without_score(step, values, hooked(values, scale))
-        share.append(path_share(bound, log_weight.detach()))
-        value = bound(log_weight)
+        value = bound(through_draws(step, lambda log_weight: path_share(bound, log_weight)))
         return Ascent(value, value)
 
 
@@ -128,8 +153,21 @@ def path_share(bound: Bound, log_weight: Tensor) -> Tensor:
     raise TypeError(f"bound: no path share is known for {type(bound).__name__}")
 
 
-def _without_score(step: Step, values: Values, seen: Values) -> Tensor:
-    """Log-weights at the draws as ``seen``, with log q's own gradient at fixed draws taken out."""
+def through_draws(step: Step, share: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Log-weights, ``(K, N)``, with log q's own gradient at fixed draws taken out.
+
+    What flows back into each draw is multiplied by ``share(log_weight)``, ``(K, N)``.
+    """
+    values = step.sample()
+    known: list[Tensor] = []
+
+    def scale(name: str, gradient: Tensor) -> Tensor:
+        return gradient * step.align(known[0], name, gradient)
+
+    seen = values if share is None else hooked(values, scale)
     score = step.log_guide(hold(values))
     log_guide = step.log_guide(seen) - (score - score.detach())
-    return step.log_joint(seen) - step.beta * log_guide
+    log_weight = step.log_joint(seen) - step.beta * log_guide
+    if share is not None:
+        known.append(share(log_weight.detach()))
+    return log_weight

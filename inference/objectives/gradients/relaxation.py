@@ -158,6 +158,22 @@ class StraightThrough(Relaxation):
         Bengio, Léonard and Courville, *Estimating or propagating gradients through stochastic
         neurons for conditional computation*, 2013. Jang, Gu and Poole, *Categorical
         reparameterization with Gumbel-softmax*, 2017.
+
+    Example:
+        >>> import pyro
+        >>> from pyrovae.inference import MonteCarloObjective, bounds
+        >>> logit = torch.zeros((), requires_grad=True)
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         c = pyro.sample("c", dist.Bernoulli(0.5))
+        ...         pyro.sample("x", dist.Normal(c, 1.0), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("c", dist.Bernoulli(logits=logit))
+        >>> objective = MonteCarloObjective(bounds.ELBO(), StraightThrough(temperature=0.5))
+        >>> objective.differentiable_loss(model, guide, torch.ones(3)).backward()
+        >>> bool(logit.grad != 0)
+        True
     """
 
     hard = True
@@ -174,6 +190,11 @@ class Relaxed(Relaxation):
         Maddison, Mnih and Teh, *The concrete distribution: a continuous relaxation of discrete
         random variables*, 2017. Jang, Gu and Poole, *Categorical reparameterization with
         Gumbel-softmax*, 2017.
+
+    Example:
+        >>> from pyrovae.inference import MonteCarloObjective, bounds
+        >>> MonteCarloObjective(bounds.IWAE(), Relaxed(temperature=0.5), num_particles=8)
+        MonteCarloObjective(IWAE(), Relaxed(temperature=0.5), num_particles=8)
     """
 
     hard = False

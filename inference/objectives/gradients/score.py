@@ -36,6 +36,12 @@ class ScoreFunction(Gradient):
         Williams, *Simple statistical gradient-following algorithms for connectionist reinforcement
         learning*, 1992. Ranganath, Gerrish and Blei, *Black box variational inference*, 2014. Mnih
         and Gregor, *Neural variational inference and learning in belief networks*, 2014.
+
+    Example:
+        >>> from pyrovae.inference import MonteCarloObjective, bounds
+        >>> objective = MonteCarloObjective(bounds.ELBO(), ScoreFunction(LeaveOneOut()), 4)
+        >>> objective.gradient
+        ScoreFunction(baseline=LeaveOneOut(), everywhere=False)
     """
 
     reparameterizes = False
@@ -50,7 +56,7 @@ class ScoreFunction(Gradient):
             )
 
     @property
-    def rescores(self) -> bool:  # type: ignore[override]
+    def rescores(self) -> bool:
         return self.everywhere
 
     def check(self, bound: Bound, num_particles: int) -> None:
@@ -92,6 +98,11 @@ class VIMCO(ScoreFunction):
 
     References:
         Mnih and Rezende, *Variational inference for Monte Carlo objectives*, 2016.
+
+    Example:
+        >>> from pyrovae.inference import MonteCarloObjective, bounds
+        >>> MonteCarloObjective(bounds.IWAE(), VIMCO(), num_particles=4).gradient
+        VIMCO(baseline=LeaveOneOut(), everywhere=False)
     """
 
     def __init__(self, everywhere: bool = False) -> None:

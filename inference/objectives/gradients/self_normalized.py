@@ -36,6 +36,11 @@ class SelfNormalized(Gradient):
     References:
         Masrani, Le and Wood, *The thermodynamic variational objective*, 2019. Dieng, Tran,
         Ranganath, Paisley and Blei, *Variational inference via χ upper bound minimization*, 2017.
+
+    Example:
+        >>> from pyrovae.inference import MonteCarloObjective, bounds
+        >>> MonteCarloObjective(bounds.CUBO(2), SelfNormalized(), num_particles=5)
+        MonteCarloObjective(CUBO(n=2), SelfNormalized(), num_particles=5)
     """
 
     rescores = True
@@ -71,7 +76,7 @@ def coefficients(bound: Bound, log_weight: Tensor) -> tuple[Tensor, Tensor]:
             return of_model, (1 - bound.n) / bound.n * share
         case TVO():
             for width, beta, share in bound.intervals(log_weight):
-                deviation = log_weight - (share * log_weight).sum(0)
+                deviation = log_weight - weigh(share, log_weight)
                 of_model = of_model + width * share * (1 + beta * deviation)
                 of_guide = of_guide + width * share * ((1 - beta) * deviation - 1)
             return of_model, of_guide

@@ -32,6 +32,11 @@ class Split(Gradient):
     References:
         Rainforth, Kosiorek, Le, Maddison, Igl, Wood and Teh, *Tighter variational bounds are not
         necessarily better*, 2018.
+
+    Example:
+        >>> from pyrovae.inference import MonteCarloObjective, bounds
+        >>> MonteCarloObjective(bounds.IWAE(), Split(bounds.MIWAE(4)), num_particles=8)  # PIWAE
+        MonteCarloObjective(IWAE(), Split(guide_bound=MIWAE(num_groups=4)), num_particles=8)
     """
 
     rescores = True
@@ -50,7 +55,7 @@ class Split(Gradient):
         refuse_upper(self, bound)
 
     @property
-    def reparameterizes(self) -> bool:  # type: ignore[override]
+    def reparameterizes(self) -> bool:
         return self.guide_bound.direction == "lower"
 
     def ascend(self, step: Step, bound: Bound) -> Ascent:
@@ -60,13 +65,13 @@ class Split(Gradient):
         log_weight = log_joint - step.beta * log_guide
         if self.guide_bound.direction == "upper":
             _, weight = coefficients(self.guide_bound, log_weight.detach())
-            guided = -weigh(weight, log_guide)
+            guided = -weigh(weight, log_guide).sum()
         else:
             weight = slope(self.guide_bound, log_weight)
             score = step.beta * weigh(weight, log_guide)
-            guided = _along_path(weigh(weight, log_weight), path, values) - score
+            guided = _along_path(weigh(weight, log_weight).sum(), path, values) - score.sum()
         modelled = weigh(slope(bound, log_weight), log_joint)
-        return Ascent(bound(log_weight.detach()), modelled + guided)
+        return Ascent(bound(log_weight.detach()), modelled.sum() + guided)
 
 
 def _along_path(total: Tensor, path: Values, values: Values) -> Tensor:

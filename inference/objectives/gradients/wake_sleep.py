@@ -26,8 +26,9 @@ from ...programs import ProgramError, check_number
 from ...ways import evaluate
 from ...weights import Simulation, simulate
 from ..bounds import IWAE, Bound, weigh
-from ..step import Step, hold, hooked
+from ..step import Step, hold
 from .gradient import Ascent, Gradient, refuse
+from .pathwise import through_draws
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class WakeSleep(Gradient):
         Wood, *Revisiting reweighted wake-sleep for models with stochastic control flow*, 2019.
         Tucker and others, *Doubly reparameterized gradient estimators for Monte Carlo objectives*,
         2019.
+
+    Example:
+        >>> from pyrovae.inference import MonteCarloObjective, bounds
+        >>> MonteCarloObjective(bounds.IWAE(), WakeSleep(sleep=0.5), num_particles=5).bound
+        IWAE()
     """
 
     rescores = True
@@ -63,7 +69,7 @@ class WakeSleep(Gradient):
             )
 
     @property
-    def reparameterizes(self) -> bool:  # type: ignore[override]
+    def reparameterizes(self) -> bool:
         return self.doubly_reparameterized
 
     def check(self, bound: Bound, num_particles: int) -> None:
@@ -79,7 +85,8 @@ class WakeSleep(Gradient):
 
     def ascend(self, step: Step, bound: Bound) -> Ascent:
         if self.doubly_reparameterized:
-            log_weight, surrogate = self._doubly(step)
+            log_weight = through_draws(step, lambda log_weight: 1 - log_weight.softmax(0))
+            surrogate = weigh(log_weight.detach().softmax(0), log_weight)
         else:
             held = hold(step.sample())
             log_joint, log_guide = step.log_joint(held), step.log_guide(held)
@@ -87,23 +94,8 @@ class WakeSleep(Gradient):
             share = log_weight.softmax(0)
             surrogate = weigh(share, log_joint) + self.wake * weigh(share, log_guide)
         if self.sleep:
-            surrogate = surrogate + self.sleep * _dream(step).sum()
+            surrogate = surrogate + self.sleep * _dream(step)
         return Ascent(bound(log_weight.detach()), surrogate)
-
-    @staticmethod
-    def _doubly(step: Step) -> tuple[Tensor, Tensor]:
-        values = step.sample()
-        share: list[Tensor] = []
-
-        def scale(name: str, gradient: Tensor) -> Tensor:
-            return gradient * step.align(1 - share[0], name, gradient)
-
-        seen = hooked(values, scale)
-        score = step.log_guide(hold(values))
-        log_guide = step.log_guide(seen) - (score - score.detach())
-        log_weight = step.log_joint(seen) - log_guide
-        share.append(log_weight.detach().softmax(0))
-        return log_weight, weigh(share[0], log_weight)
 
 
 def _dream(step: Step) -> Tensor:
