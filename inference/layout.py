@@ -12,7 +12,7 @@ does not show arithmetic that couples data (``x.mean()``): that the particle pla
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from pyro import poutine
@@ -85,6 +85,12 @@ class Layout:
     guide_enumerated: frozenset[str] = frozenset()
     subsample: int | None = None
     nested_subsamples: frozenset[str] = frozenset()
+
+
+    def flat(self) -> Layout:
+        """The same where the event of every latent takes one dimension."""
+        flat = {name: replace(latent, event_dims=1) for name, latent in self.latents.items()}
+        return replace(self, latents=flat)
 
 
 def inspect_programs(

@@ -111,18 +111,25 @@ def map_tensors(function: Callable[[Tensor], Tensor], args: tuple) -> tuple:
     )
 
 
+# makes the value of a latent of what was given for it, once its distribution is known
+Place = Callable[[Message, Tensor], Tensor]
+
+
 class _Substitute(Messenger):
     """Gives latents their values, and the enumeration marks that the guide's sites carry."""
 
-    def __init__(self, values: Mapping[str, Tensor], infer: Mapping[str, dict]) -> None:
+    def __init__(
+        self, values: Mapping[str, Tensor], infer: Mapping[str, dict], place: Place | None
+    ) -> None:
         super().__init__()
-        self.values, self.infer = values, infer
+        self.values, self.infer, self.place = values, infer, place
 
     def _pyro_sample(self, msg: Message) -> None:
         name = msg["name"]
         if name in self.values and not msg["is_observed"]:
             msg["done"] = True
-            msg["value"] = self.values[name]
+            value = self.values[name]
+            msg["value"] = value if self.place is None else self.place(msg, value)
             if name in self.infer:
                 msg["infer"] = self.infer[name]
 
@@ -138,9 +145,11 @@ def run_program(
     enumerate_from: int | None = None,
     continue_enumeration: bool = False,
     inside: Messenger | None = None,
+    place: Place | None = None,
 ) -> poutine.Trace:
     """Trace ``program(*args)``, by choice under a particle plate and with enumeration.
 
+    ``values`` are the latents', or what ``place`` makes them of.
     ``inside`` is a handler placed within the particle plate: it sees each site's distribution
     before the plate has spread it over the particles.
     """
@@ -148,7 +157,7 @@ def run_program(
         trace = stack.enter_context(poutine.trace())
         if values:
             # outside the enumeration, which notes what each site depends on before it is given
-            stack.enter_context(_Substitute(values, infer or {}))
+            stack.enter_context(_Substitute(values, infer or {}, place))
         if enumerate_from is not None:
             stack.enter_context(poutine.enum(first_available_dim=enumerate_from))
         elif continue_enumeration:

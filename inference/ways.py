@@ -16,6 +16,7 @@ import torch
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
+from .coordinates import Placement, coordinates_of
 from .factors import per_datum, site_log_prob, sum_out
 from .layout import Layout
 from .programs import (
@@ -35,12 +36,17 @@ WAYS = ("plate", "tile", "loop")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Log-probabilities by site, ``(K, N)`` each, and the latents' values as the run left them."""
+    """Log-probabilities by site, ``(K, N)`` each, and the latents' values as the run left them.
+
+    Where latents were given as coordinates, the volumes that these take stand among the model's
+    sites, under "volume of ..."; where they were asked for, ``coordinates`` holds them.
+    """
 
     model_sites: dict[str, Tensor]
     guide_sites: dict[str, Tensor]
     values: dict[str, Tensor]
     probed: dict[str, Tensor] = field(default_factory=dict)
+    coordinates: dict[str, Tensor] = field(default_factory=dict)
 
 
 # reads the sites of model and guide (none where one was not run) and returns, by name, tensors of a
@@ -60,31 +66,39 @@ def evaluate(
     *,
     prior: bool = False,
     probe: Probe | None = None,
+    free: bool = False,
+    ask: bool = False,
 ) -> Evaluation:
     """Run guide and model for K particles in the way named.
 
     With ``values`` (one leading dimension K, then the plates, then the event) the latents are
-    given, not drawn. With ``prior`` the proposal is the model's own prior, and its
-    log-probabilities stand in the guide's place. What ``probe`` finds comes back ``(K, N, ...)``.
+    given, not drawn; with ``free``, as coordinates of the unconstrained space, the event in one
+    dimension. With ``prior`` the proposal is the model's own prior, and its log-probabilities
+    stand in the guide's place. What ``probe`` finds comes back ``(K, N, ...)``. With ``ask`` the
+    coordinates of the latents come back too.
     """
     size = layout.subsample or num_data(args[0])
     shape = (num_particles, size)
+    form = layout.flat() if free else layout  # of what is given
+    how: dict[str, Any] = {"prior": prior, "probe": probe, "free": free, "ask": ask}
     if way == "plate":
-        given = values and {name: _spread(value, name, layout) for name, value in values.items()}
-        return _run(model, guide, args, layout, shape, num_particles, given, prior, probe)
+        given = values and {name: _spread(value, name, form) for name, value in values.items()}
+        return _run(model, guide, args, layout, shape, num_particles, given, **how)
     if way == "tile" and layout.subsample:
         raise ProgramError("a data plate that draws a part of x for itself cannot be tiled")
     if way == "tile":
-        given = values and {name: _merge(value, name, layout) for name, value in values.items()}
+        given = values and {name: _merge(value, name, form) for name, value in values.items()}
         rows = num_particles * size
         flat = _run(
-            model, guide, _tile(args, num_particles), layout, (1, rows), None, given, prior, probe
+            model, guide, _tile(args, num_particles), layout, (1, rows), None, given, **how
         )
+        free_form = layout.flat()
         return Evaluation(
             {name: term.reshape(shape) for name, term in flat.model_sites.items()},
             {name: term.reshape(shape) for name, term in flat.guide_sites.items()},
             {name: _split(value, name, layout, shape) for name, value in flat.values.items()},
             {name: term.reshape(*shape, -1) for name, term in flat.probed.items()},
+            {name: _split(u, name, free_form, shape) for name, u in flat.coordinates.items()},
         )
     runs = [
         _run(
@@ -95,20 +109,21 @@ def evaluate(
             (1, size),
             None,
             values and {name: value[k] for name, value in values.items()},
-            prior,
-            probe,
+            **how,
         )
         for k in range(num_particles)
     ]
     if num_particles == 1:
         (run,) = runs
         values = {name: value.unsqueeze(0) for name, value in run.values.items()}
-        return Evaluation(run.model_sites, run.guide_sites, values, run.probed)
+        asked = {name: u.unsqueeze(0) for name, u in run.coordinates.items()}
+        return Evaluation(run.model_sites, run.guide_sites, values, run.probed, asked)
     return Evaluation(
         {name: torch.cat([run.model_sites[name] for run in runs]) for name in runs[0].model_sites},
         {name: torch.cat([run.guide_sites[name] for run in runs]) for name in runs[0].guide_sites},
         {name: torch.stack([run.values[name] for run in runs]) for name in runs[0].values},
         {name: torch.cat([run.probed[name] for run in runs]) for name in runs[0].probed},
+        {name: torch.stack([run.coordinates[name] for run in runs]) for name in runs[0].coordinates},
     )
 
 
@@ -120,8 +135,11 @@ def _run(
     shape: tuple[int, int],
     particles: int | None,
     given: Mapping[str, Tensor] | None,
+    *,
     prior: bool,
-    probe: Probe | None = None,
+    probe: Probe | None,
+    free: bool,
+    ask: bool,
 ) -> Evaluation:
     """One pass through the pair; ``particles`` is the size of the outer plate, or None."""
     rank = layout.nesting + 1
@@ -131,6 +149,7 @@ def _run(
     guide_trace = model_trace = None
     values: dict[str, Tensor] = dict(given or {})
     infer: dict[str, dict] = {}
+    place = Placement() if free else None
     if guide is not None:
         guide_trace = run_program(
             guide, args, values=given, enumerate_from=enumerate_from, **settings
@@ -145,6 +164,7 @@ def _run(
             infer=infer,
             enumerate_from=enumerate_from if guide is None else None,
             continue_enumeration=guide is not None and enumerate_from is not None,
+            place=place,
             **settings,
         )
         if guide is None:
@@ -169,11 +189,24 @@ def _run(
         {name: per_datum(term, layout.data_dim, rank, shape) for name, term in terms.items()}
         for terms in (model_terms, guide_terms)
     )
+    if place is not None:
+        model_sites |= {
+            f"volume of {name}": per_datum(volume, layout.data_dim, rank, shape)
+            for name, volume in place.log_volume(of_model).items()
+        }
+    asked = {}
+    if ask:
+        form = layout.flat()
+        asked = {
+            name: _trim(coordinates_of(of_model[name]), name, form, particles)
+            for name in layout.latents
+        }
     return Evaluation(
         model_sites,
         guide_sites,
         {name: _trim(values[name], name, layout, particles) for name in layout.latents},
         {} if probe is None else _probe(probe, of_model, of_guide, layout, shape),
+        asked,
     )
 
 

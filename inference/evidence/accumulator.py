@@ -7,6 +7,7 @@ sum of squares of :math:`\log w_k` (for the ELBO), and the largest weights (for 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ class WeightSums:
 
     Args:
         num_samples: K, how many samples will be added in all.
+        tail: how many of the largest are kept; by default what the Pareto fit of K needs.
 
     Example:
         >>> sums = WeightSums(num_samples=4)
@@ -28,10 +30,11 @@ class WeightSums:
         (tensor([0., 0.], dtype=torch.float64), tensor([4., 4.], dtype=torch.float64))
     """
 
-    def __init__(self, num_samples: int) -> None:
+    def __init__(self, num_samples: int, tail: int | None = None) -> None:
         self.num_samples = num_samples
         self.count = 0
-        self._tail = min(tail_length(num_samples) + 1, num_samples)
+        wanted = tail_length(num_samples) + 1 if tail is None else tail
+        self._tail = min(wanted, num_samples)
 
     def add(self, log_weight: Tensor) -> None:
         """Add a tile of log-weights, ``(k, N)`` in float64."""
@@ -68,6 +71,10 @@ class WeightSums:
             return torch.full_like(self._log_sum, math.nan)
         return (1 / self.ess() - 1 / self.count).clamp(min=0).sqrt()
 
+    def log_sums(self) -> tuple[Tensor, Tensor]:
+        """log of the sum of the weights, and of their squares, ``(N,)``."""
+        return self._log_sum, self._log_squares
+
     def largest(self) -> Tensor:
         """The largest log-weights in descending order, ``(M + 1, N)``: what k̂ is fitted to."""
         return self._largest
@@ -82,3 +89,53 @@ class WeightSums:
             return torch.full_like(self._sum, math.nan)
         variance = (self._squares - self._sum.square() / self.count) / (self.count - 1)
         return (variance.clamp(min=0) / self.count).sqrt()
+
+
+class Strata:
+    r"""Weights whose samples come from several distributions in fixed shares.
+
+    With :math:`n_s` of K samples from stratum s the mean weight has the variance
+    :math:`\sum_s n_s \mathrm{Var}_s(w) / K^2`: what strata differ by adds nothing.
+
+    Args:
+        counts: :math:`n_s`, how many samples each stratum will be given.
+    """
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        self.num_samples = sum(counts)
+        self._tail = min(tail_length(self.num_samples) + 1, self.num_samples)
+        self.strata = [WeightSums(count, self._tail) for count in counts if count]
+
+    @classmethod
+    def of(cls, sums: WeightSums) -> Strata:
+        """A single stratum."""
+        whole = cls([sums.num_samples])
+        whole.strata = [sums]
+        return whole
+
+    def fields(self) -> dict[str, Tensor]:
+        """log_evidence, stderr, ess, elbo and elbo_stderr, ``(N,)`` each."""
+        sums, squares = (
+            torch.stack(parts) for parts in zip(*(s.log_sums() for s in self.strata), strict=True)
+        )
+        shares = torch.tensor([s.count / self.num_samples for s in self.strata])
+        shares = shares.to(sums)[:, None]
+        total = sums.logsumexp(0)
+        counts = self.num_samples * shares
+        # sum of (w - its stratum's mean)^2, over the square of the sum of all w
+        spread = (squares - 2 * total).exp() - (2 * (sums - total)).exp() / counts
+        alone = torch.where(counts > 1, torch.zeros_like(counts), torch.nan)
+        means = torch.stack([s.elbo() for s in self.strata])
+        errors = torch.stack([s.elbo_stderr() for s in self.strata])
+        return {
+            "log_evidence": total - math.log(self.num_samples),
+            "stderr": (spread + alone).sum(0).clamp(min=0).sqrt(),
+            "ess": torch.nan_to_num((2 * total - squares.logsumexp(0)).exp(), nan=0.0),
+            "elbo": (shares * means).sum(0),
+            "elbo_stderr": (shares * errors).square().sum(0).sqrt(),
+        }
+
+    def largest(self) -> Tensor:
+        """The largest log-weights of all, in descending order."""
+        pool = torch.cat([stratum.largest() for stratum in self.strata])
+        return pool.topk(min(self._tail, len(pool)), dim=0).values

@@ -8,7 +8,7 @@ import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -69,8 +69,19 @@ class Estimate:
         elbo: mean log-weight of the same samples: an unbiased estimate of the ELBO.
         elbo_stderr: its Monte Carlo standard error; NaN for K = 1, and where a weight of zero makes
             the ELBO −infinity.
-        provenance: estimator, settings, seed, tiles, versions, seconds.
+        diagnostics: what else the estimator found out, per datum, by name.
+        provenance: estimator, settings, seed, tiles, versions, seconds, and the cost: how often the
+            model was run (``evaluations``) and its gradient taken (``gradients``), per datum.
     """
+
+    CORE: ClassVar[tuple[str, ...]] = (
+        "log_evidence",
+        "stderr",
+        "ess",
+        "khat",
+        "elbo",
+        "elbo_stderr",
+    )
 
     log_evidence: Tensor
     stderr: Tensor
@@ -80,6 +91,7 @@ class Estimate:
     num_samples: int
     elbo: Tensor
     elbo_stderr: Tensor
+    diagnostics: Mapping[str, Tensor] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __len__(self) -> int:
@@ -122,9 +134,9 @@ class Estimate:
 
     def to_dataset(self) -> xr.Dataset:
         """As an ``xarray.Dataset`` over ``datum``; the provenance is in its attributes, as JSON."""
-        names = ("log_evidence", "stderr", "ess", "khat", "elbo", "elbo_stderr")
+        columns = {name: getattr(self, name) for name in self.CORE} | dict(self.diagnostics)
         dataset = xr.Dataset(
-            {name: ("datum", getattr(self, name).numpy()) for name in names},
+            {name: ("datum", column.numpy()) for name, column in columns.items()},
             coords={"datum": np.arange(len(self))},
             attrs={
                 "direction": self.direction,
@@ -151,10 +163,13 @@ class Estimate:
 def concatenate(estimates: Sequence[Estimate]) -> Estimate:
     """Join the estimates of successive batches of data, made by one estimator."""
     first = estimates[0]
-    names = ("log_evidence", "stderr", "ess", "khat", "elbo", "elbo_stderr")
     seconds = sum(float(one.provenance.get("seconds", 0.0)) for one in estimates)
     return Estimate(
-        **{name: torch.cat([getattr(one, name) for one in estimates]) for name in names},
+        **{name: torch.cat([getattr(one, name) for one in estimates]) for name in Estimate.CORE},
+        diagnostics={
+            name: torch.cat([one.diagnostics[name] for one in estimates])
+            for name in first.diagnostics
+        },
         direction=first.direction,
         num_samples=first.num_samples,
         provenance={**first.provenance, "seconds": seconds},

@@ -9,64 +9,47 @@ by about CV² / 2K; it is exact, with K = 1, when q is the posterior.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler
-from tqdm.auto import tqdm
 
-from ..frozen import freeze_guide
-from ..particles import ParticlePlan, with_plan
-from ..programs import Data, Program, check_count, num_data
-from ..slicing import take
+from ..particles import draw
+from ..programs import Program, check_count, check_number
+from ..target import Target
 from ..weights import Weights, log_weights
-from .accumulator import WeightSums
-from .estimate import Estimate, concatenate, versions
-from .pareto import pareto_shape
-from .scope import check_finite, check_plan, check_support, device_of, move, scoring_scope
+from .accumulator import Strata, WeightSums
+from .pareto import smooth_tail
+from .proposals import Local, Proposal, Scaled, StudentT
+from .scoring import Estimator, Scores, Tile
 from .tiles import Tiles, plan_tiles
 
-_BLOCK = 64  # data whose support is checked, and whose tails are fitted, in one go
-
 
 @dataclass(frozen=True)
-class _Sampling:
-    """Settings that the estimators here share."""
-
-    num_samples: int = 5000
-    seed: int | None = 0
-    memory: int | None = None
-    particles: str = "auto"
-    progress: bool = False
-
-    def __post_init__(self) -> None:
-        check_count("num_samples", self.num_samples)
-        if self.memory is not None:
-            check_count("memory", self.memory)
-        seed = self.seed
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
-            raise ValueError(f"seed must be a whole number of at least 0 or None, but is {seed!r}")
-
-
-@dataclass(frozen=True)
-class ImportanceSampling(_Sampling):
-    """log p(x) by importance sampling from the guide: low in expectation.
+class ImportanceSampling(Estimator):
+    r"""log p(x) by importance sampling from the guide: low in expectation.
 
     The weights are streamed in tiles, so memory does not grow with K; the guide's encoder runs
     once per datum where its latents are drawn independently of each other.
 
+    With ``defensive`` = α, a share α of the samples is drawn from the prior, and all are weighed
+    by the mixture :math:`\alpha p(z) + (1 - \alpha) q(z \mid x)`: no weight exceeds
+    :math:`p(x \mid z) / \alpha`, whatever the guide misses.
+
     Args:
         num_samples: K, used exactly.
-        seed: makes the estimate reproducible, bit for bit on a CPU; None draws one.
-        memory: bytes that one tile may make; None suits the device.
-        particles: how to draw many particles: "auto", "plate", "tile" or "loop".
-        progress: show a progress bar.
+        smooth: replace the largest weights by quantiles of the Pareto distribution fitted to them
+            (PSIS): less variance, no bound any more.
+        defensive: α, the share of the prior; 0 for none.
+        proposal: ``Scaled(factor)`` or ``StudentT(df)``, built from the guide's moments in
+            unconstrained coordinates, in the guide's place.
+        seed: see :class:`Estimator` for this and the further settings.
 
     References:
-        Burda, Grosse and Salakhutdinov, *Importance weighted autoencoders*, 2016.
+        Burda, Grosse and Salakhutdinov, *Importance weighted autoencoders*, 2016. Hesterberg,
+        *Weighted average importance sampling and defensive mixture distributions*, 1995. Vehtari,
+        Simpson, Gelman, Yao and Gabry, *Pareto smoothed importance sampling*, 2024.
 
     Example:
         >>> from pyrovae.models import LinearGaussianVAE
@@ -80,32 +63,85 @@ class ImportanceSampling(_Sampling):
         'lower'
     """
 
-    def __call__(
-        self, model: Program, guide: Program, x: Data | DataLoader, *context: object
-    ) -> Estimate:
-        """Estimate log p(x) for every datum.
+    num_samples: int = 5000
+    smooth: bool = False
+    defensive: float = 0.0
+    proposal: Proposal | None = None
 
-        Args:
-            model: ``model(x, *context)``.
-            guide: ``guide(x, *context)``.
-            x: tensor, tuple of tensors, or a DataLoader whose items are the programs' arguments.
-            context: what else both programs take. A tensor with one entry per datum is cut along
-                with the data; one that all data share may have any length.
+    @property
+    def direction(self) -> str:  # type: ignore[override]
+        return "consistent" if self.smooth else "lower"
 
-        Raises:
-            ProgramError: the pair has no per-datum weights; names the site.
-            ValueError: data that are empty, not finite, or out of a site's support.
-            TypeError: x is no tensor, or the guide no program.
-        """
-        if not callable(guide):
+    def _check(self) -> None:
+        check_count("num_samples", self.num_samples)
+        if not isinstance(self.smooth, bool):
+            raise TypeError(f"smooth must be True or False, but is {self.smooth!r}")
+        check_number("defensive", self.defensive, 0, 1)
+        if self.defensive == 1:
+            raise ValueError("defensive must be below 1, but is 1: that is PriorMonteCarlo")
+        if not isinstance(self.proposal, Scaled | StudentT | None):
             raise TypeError(
-                f"guide must be a Pyro program, but is {guide!r}: PriorMonteCarlo needs none"
+                f"proposal must be Scaled(...), StudentT(...) or None, but is {self.proposal!r}"
             )
-        return _estimate(self, model, guide, x, context)
+        share = round(self.defensive * self.num_samples)
+        if self.defensive and not 0 < share < self.num_samples:
+            raise ValueError(
+                f"num_samples must leave a sample to the prior and one to the guide, but "
+                f"{self.num_samples} at defensive={self.defensive} leave {share} and "
+                f"{self.num_samples - share}"
+            )
+
+    def _sizes(self, few: Tile, size: int) -> Tiles:
+        return sampling_tiles(few, self.num_samples, size, self.memory)
+
+    def _score(self, tile: Tile) -> Scores:
+        if self.defensive == 0 and self.proposal is None:
+            sums = WeightSums(self.num_samples)
+            for log_weight in stream(tile, self.num_samples):
+                sums.add(log_weight)
+            return finish(Strata.of(sums), self.num_samples, self.smooth)
+        strata = self._mixture(tile)
+        return finish(strata, self.num_samples, self.smooth)
+
+    def _mixture(self, tile: Tile) -> Strata:
+        target = Target(tile.model, tile.guide, tile.args, tile.plan)
+        local = None if self.proposal is None else self.proposal.build(target)
+        of_prior = round(self.defensive * self.num_samples)
+        counts = [of_prior, self.num_samples - of_prior]
+        strata = Strata(counts)
+        parts = iter(strata.strata)
+        for kind, total in zip(("prior", "proposal"), counts, strict=True):
+            sums = next(parts) if total else None
+            for count in tile.sizes.particle_counts(total) if sums is not None else ():
+                u = self._draw(target, local, kind, count)
+                assert sums is not None
+                sums.add(self._log_weight(target, local, u, of_prior / self.num_samples))
+        return strata
+
+    @staticmethod
+    def _draw(target: Target, local: Local | None, kind: str, count: int) -> Tensor:
+        if kind == "prior":
+            return target.draw("prior", count)
+        return target.draw("guide", count) if local is None else local.draw(count)
+
+    @staticmethod
+    def _log_weight(target: Target, local: Local | None, u: Tensor, share: float) -> Tensor:
+        usable = u.isfinite().all(-1)
+        u = torch.where(usable[..., None], u, torch.zeros_like(u))
+        kinds = ["joint", *(["prior"] if share else []), *(["guide"] if local is None else [])]
+        found = target.log_densities(u, *kinds)
+        own = found["guide"] if local is None else local.log_density(u)
+        if share:
+            prior = found["prior"] + torch.tensor(share).double().log()
+            own = torch.logaddexp(prior, own + torch.tensor(1 - share).double().log())
+        log_weight = (found["joint"] - own).masked_fill(~usable, -torch.inf)
+        if not (log_weight < torch.inf).all():
+            raise ValueError("a log-weight of the mixture is not a number")
+        return log_weight
 
 
 @dataclass(frozen=True)
-class PriorMonteCarlo(_Sampling):
+class PriorMonteCarlo(Estimator):
     r"""log p(x) by averaging the likelihood over the prior: low in expectation, often hopeless.
 
     .. math:: \hat L_K(x_n) = \log \frac1K \sum_k p(x_n \mid z_k), \quad z_k \sim p(z).
@@ -124,144 +160,63 @@ class PriorMonteCarlo(_Sampling):
         True
     """
 
-    def __call__(
-        self, model: Program, guide: Program | None, x: Data | DataLoader, *context: object
-    ) -> Estimate:
-        """Estimate log p(x) for every datum; see :meth:`ImportanceSampling.__call__`."""
-        return _estimate(self, model, None, x, context)
+    num_samples: int = 5000
+
+    direction = "lower"
+
+    def _check(self) -> None:
+        check_count("num_samples", self.num_samples)
+
+    def _proposal(self, guide: Program | None) -> None:
+        return None
+
+    def _sizes(self, few: Tile, size: int) -> Tiles:
+        return sampling_tiles(few, self.num_samples, size, self.memory)
+
+    def _score(self, tile: Tile) -> Scores:
+        sums = WeightSums(self.num_samples)
+        for log_weight in stream(tile, self.num_samples):
+            sums.add(log_weight)
+        return finish(Strata.of(sums), self.num_samples)
 
 
-def _estimate(
-    settings: _Sampling,
-    model: Program,
-    guide: Program | None,
-    x: Data | DataLoader,
-    context: tuple,
-) -> Estimate:
-    seed = settings.seed
-    if seed is None:
-        seed = int(torch.randint(2**62, ()))
-    if isinstance(x, DataLoader):
-        if context:
-            raise TypeError("with a DataLoader the context comes from its items, not beside it")
-        if isinstance(x.sampler, RandomSampler):
-            raise ValueError(
-                "x must be a DataLoader with shuffle=False: its order is the estimate's"
-            )
-        batches: Iterable[tuple] = (
-            tuple(item) if isinstance(item, list | tuple) else (item,) for item in x
-        )
-    else:
-        batches = [(x, *context)]
-    seeds = torch.Generator().manual_seed(seed)
-    estimates = [_score(settings, model, guide, args, seed, seeds) for args in batches]
-    if not estimates:
-        raise ValueError("x must hold at least one datum, but the DataLoader is empty")
-    return concatenate(estimates)
-
-
-def _score(
-    settings: _Sampling,
-    model: Program,
-    guide: Program | None,
-    args: tuple,
-    seed: int,
-    seeds: torch.Generator,
-) -> Estimate:
-    size = num_data(args[0])
-    check_finite(args)
-    before = seeds.get_state()
-    with scoring_scope(model, guide) as manual_seed:
-        manual_seed(seed)
-        args = move(args, device_of(model, guide))
-
-        def use(plan: ParticlePlan) -> Estimate:
-            seeds.set_state(before)
-            draws = _Draws(seed, seeds, manual_seed)
-            return _score_as_planned(settings, model, guide, args, size, draws, plan)
-
-        return with_plan(model, guide, args, settings.particles, use)
-
-
-@dataclass(frozen=True)
-class _Draws:
-    """Where the random numbers of a scored run come from: one seed for each tile."""
-
-    seed: int
-    seeds: torch.Generator
-    manual_seed: Callable[[int], None]
-
-    def next_tile(self) -> None:
-        self.manual_seed(int(torch.randint(2**62, (), generator=self.seeds)))
-
-
-def _score_as_planned(
-    settings: _Sampling,
-    model: Program,
-    guide: Program | None,
-    args: tuple,
-    size: int,
-    draws: _Draws,
-    plan: ParticlePlan,
-) -> Estimate:
-    began = time.perf_counter()
-    check_plan(plan)
-    few = take(args, slice(0, 1)) if plan.sliceable else args
-    frozen = None if guide is None else freeze_guide(guide, few, plan)
-    tiles = plan_tiles(model, frozen, few, plan, settings.num_samples, size, settings.memory)
-    sums: list[WeightSums] = []
-    khat: list[Tensor] = []
-    block = max(tiles.data, _BLOCK)
-    with tqdm(total=size, unit="datum", disable=not settings.progress) as bar:
-        for start in range(0, size, block):
-            stop = min(start + block, size)
-            check_support(model, guide, take(args, slice(start, stop)), plan)
-            for rows in tiles.data_slices(start, stop):
-                draws.next_tile()
-                part = take(args, rows)
-                sums.append(_score_rows(settings.num_samples, model, guide, part, plan, tiles))
-                bar.update(rows.stop - rows.start)
-            tails = [one.largest() for one in sums[len(khat) :]]
-            khat += pareto_shape(torch.cat(tails, 1)).split([t.shape[1] for t in tails])
-    fields = ("log_evidence", "stderr", "ess", "elbo", "elbo_stderr")
-    return Estimate(
-        **{name: torch.cat([getattr(one, name)() for one in sums]).cpu() for name in fields},
-        khat=torch.cat(khat).cpu(),
-        direction="lower",
-        num_samples=settings.num_samples,
-        provenance={
-            "estimator": type(settings).__name__,
-            "settings": asdict(settings),
-            "seed": draws.seed,
-            "guide_way": plan.guide_way,
-            "model_way": plan.model_way,
-            "tile": asdict(tiles),
-            "device": str(plan.layout.device or "cpu"),
-            "versions": versions(),
-            "seconds": time.perf_counter() - began,
-        },
+def sampling_tiles(few: Tile, num_samples: int, size: int, memory: int | None) -> Tiles:
+    """Tiles for K samples that are drawn from the guide and weighed."""
+    return plan_tiles(
+        lambda particles: draw(few.model, few.guide, few.args, few.plan, particles),
+        few.args,
+        few.plan,
+        num_samples,
+        size,
+        memory,
     )
 
 
-def _score_rows(
-    num_samples: int,
-    model: Program,
-    guide: Program | None,
-    args: tuple,
-    plan: ParticlePlan,
-    tiles: Tiles,
-) -> WeightSums:
-    """Stream K samples for one tile of data."""
-    if guide is not None:
-        guide = freeze_guide(guide, args, plan)
-    sums = WeightSums(num_samples)
-    for count in tiles.particle_counts(num_samples):
-        weights = log_weights(model, guide, *args, num_particles=count, plan=plan)
+def stream(tile: Tile, num_samples: int) -> Iterator[Tensor]:
+    """Log-weights of K samples of the guide, ``(k, n)`` at a time.
+
+    Raises:
+        ValueError: a log-weight is NaN or infinite; names the site.
+    """
+    done = 0
+    for count in tile.sizes.particle_counts(num_samples):
+        weights = log_weights(
+            tile.model, tile.guide, *tile.args, num_particles=count, plan=tile.plan
+        )
         log_weight = weights.log_weight
         if not (log_weight < torch.inf).all():
             raise ValueError(_name_fault(weights))
-        sums.add(log_weight)
-    return sums
+        yield log_weight
+        done += count
+        tile.advance(done / num_samples)
+
+
+def finish(strata: Strata, num_samples: int, smooth: bool = False) -> Scores:
+    """What sums of weights say, their tail smoothed by choice."""
+    fields, largest = strata.fields(), strata.largest()
+    if smooth:
+        fields |= smooth_tail(fields, largest, num_samples)
+    return Scores(fields, num_evaluations=num_samples, largest=largest)
 
 
 def _name_fault(weights: Weights) -> str:

@@ -15,6 +15,7 @@ on PSIS, worth ten observations at k = 0.5.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ def pareto_shape(largest: Tensor) -> Tensor:
     weight = relative.exp()
     special = constant | underflow | discrete | tied
     exceedances = torch.where(special, torch.ones_like(weight[:-1]), weight[:-1] - weight[-1])
-    k = _fit(exceedances.flip(0))
+    k, _ = _fit(exceedances.flip(0))
     k = torch.where(constant, torch.full_like(k, -math.inf), k)
     # the largest of few values, seen again and again, is an upper bound of the weights; and weights
     # that are equal but for a thousandth take few values where single precision has no more
@@ -77,11 +78,11 @@ def pareto_shape(largest: Tensor) -> Tensor:
     k = torch.where(discrete, of_discrete, k)
     for n in underflow.nonzero().flatten().tolist():
         tail = weight[:, n][weight[:, n] > torch.finfo(largest.dtype).tiny]
-        k[n] = _fit(tail.flip(0)[:, None])[0] if len(tail) >= MIN_TAIL else math.inf
+        k[n] = _fit(tail.flip(0)[:, None])[0][0] if len(tail) >= MIN_TAIL else math.inf
     for n in tied.nonzero().flatten().tolist():
         above = ~is_tie[:, n].flip(0).cumprod(0).bool().flip(0)  # above the threshold and its ties
         tail = weight[:-1, n][above] - weight[-1, n]
-        k[n] = _fit(tail.flip(0)[:, None])[0] if len(tail) >= MIN_TAIL else math.nan
+        k[n] = _fit(tail.flip(0)[:, None])[0][0] if len(tail) >= MIN_TAIL else math.nan
     return k
 
 
@@ -90,8 +91,8 @@ def _quartile(size: int) -> int:
     return int(size / 4 + 0.5)
 
 
-def _fit(y: Tensor) -> Tensor:
-    """Shape k of a generalised Pareto sample, ascending along dimension 0: ``(M, N) -> (N,)``."""
+def _fit(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Shape and scale of a generalised Pareto sample, ascending along dimension 0: ``(N,)`` each."""
     size = y.shape[0]
     grid = 30 + math.isqrt(size)
     steps = torch.arange(1, grid + 1, dtype=y.dtype, device=y.device)[:, None]
@@ -101,4 +102,48 @@ def _fit(y: Tensor) -> Tensor:
     profile = size * ((-theta / shape).log() - shape - 1)
     theta_mean = (profile.softmax(0) * theta).sum(0)
     k = torch.log1p(-theta_mean * y).mean(0)
-    return (k * size + _PRIOR_COUNT * _PRIOR_SHAPE) / (size + _PRIOR_COUNT)
+    k = (k * size + _PRIOR_COUNT * _PRIOR_SHAPE) / (size + _PRIOR_COUNT)
+    return k, -k / theta_mean
+
+
+def smooth_tail(fields: Mapping[str, Tensor], largest: Tensor, num_samples: int) -> dict:
+    r"""The evidence after the tail's weights became quantiles of the distribution fitted to them.
+
+    The m-th smallest of the M largest weights becomes the quantile (m − 1/2) / M of the generalised
+    Pareto distribution above the threshold, and no more than the largest weight. Where the tail
+    has no shape (k̂ is not finite) the weights stay.
+
+    Args:
+        fields: ``log_evidence`` and ``ess`` of the raw weights, ``(N,)``.
+        largest: their M + 1 largest logarithms in descending order, ``(M + 1, N)``.
+        num_samples: K.
+
+    Returns:
+        ``log_evidence``, ``stderr`` and ``ess`` of the smoothed weights.
+    """
+    khat = pareto_shape(largest)
+    size = largest.shape[0] - 1
+    if size < MIN_TAIL:
+        return {}
+    weight = (largest - largest[0]).exp()  # in units of the largest
+    threshold, raw = weight[-1], weight[:-1]
+    usable = khat.isfinite() & (threshold > 0) & (raw[-1] > threshold)
+    shape, scale = _fit(torch.where(usable, raw - threshold, torch.ones_like(raw)).flip(0))
+    rank = torch.arange(size, 0, -1, dtype=weight.dtype, device=weight.device)[:, None] - 0.5
+    quantile = scale * torch.expm1(-shape * torch.log1p(-rank / size)) / shape
+    smoothed = (quantile + threshold).clamp(max=1.0)
+    total = (fields["log_evidence"] + math.log(num_samples) - largest[0]).exp()
+    squares = total**2 / fields["ess"]
+    total = (total - raw.sum(0)).clamp(min=0) + smoothed.sum(0)
+    squares = (squares - raw.square().sum(0)).clamp(min=0) + smoothed.square().sum(0)
+    ess = total**2 / squares
+    new = {
+        "log_evidence": total.log() + largest[0] - math.log(num_samples),
+        "stderr": (1 / ess - 1 / num_samples).clamp(min=0).sqrt(),
+        "ess": ess,
+    }
+    return {
+        "log_evidence": torch.where(usable, new["log_evidence"], fields["log_evidence"]),
+        "stderr": torch.where(usable, new["stderr"], fields["stderr"]),
+        "ess": torch.where(usable, new["ess"], fields["ess"]),
+    }

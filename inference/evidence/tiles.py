@@ -8,7 +8,7 @@ intercept what every tile costs anyway (the pseudo-inputs of a VampPrior, say).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..particles import ParticlePlan, draw
-from ..programs import Program, num_data
+from ..particles import ParticlePlan
+from ..programs import num_data
 
 # a tile on a CPU is fastest while it fits into the cache; on a GPU when it fills the device
 CPU_MEMORY = 32 * 2**20
@@ -78,9 +78,8 @@ class _CountBytes(TorchDispatchMode):
 
 
 def plan_tiles(
-    model: Program,
-    guide: Program | None,
-    args: tuple,
+    measure: Callable[[int], object],
+    few: tuple,
     plan: ParticlePlan,
     num_samples: int,
     size: int,
@@ -89,9 +88,8 @@ def plan_tiles(
     """Choose tile sizes for K samples of N data.
 
     Args:
-        model: the model.
-        guide: the guide, frozen where it can be.
-        args: ``(x, *context)`` of the data the measurement is made on.
+        measure: evaluates so many particles of each of a few data, as the scored run will.
+        few: ``(x, *context)`` of these data.
         plan: how particles are drawn.
         num_samples: K.
         size: N.
@@ -101,14 +99,14 @@ def plan_tiles(
         on_gpu = plan.layout.device is not None and plan.layout.device.type == "cuda"
         memory = CUDA_MEMORY if on_gpu else CPU_MEMORY
     counts = []
-    few, more = 2, 6
+    few_particles, more = 2, 6
     with torch.no_grad():
-        for particles in (few, more):
+        for particles in (few_particles, more):
             with _CountBytes() as counter:
-                draw(model, guide, args, plan, particles)
+                measure(particles)
             counts.append(counter.total)
-    per_row = max((counts[1] - counts[0]) / ((more - few) * num_data(args[0])), 1.0)
-    overhead = max(counts[0] - few * num_data(args[0]) * per_row, 0.0)
+    per_row = max((counts[1] - counts[0]) / ((more - few_particles) * num_data(few[0])), 1.0)
+    overhead = max(counts[0] - few_particles * num_data(few[0]) * per_row, 0.0)
     rows = max(int(max(memory, _OVERHEAD_SHARE * overhead) / per_row), 1)
     data = size if not plan.sliceable else min(max(rows // num_samples, 1), size)
     particles = max(min(rows // data, num_samples), 1)

@@ -1,0 +1,338 @@
+r"""The frame that every estimator stands in: data in tiles, a seed for each, a journal, an Estimate.
+
+An estimator says what it makes of one tile of data (:class:`Tile`) and how large a tile may be. The
+frame does the rest: it checks data and programs, finds out how particles are drawn, moves data to
+the device, seeds each tile, shows progress, keeps what is finished, and joins the results.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, RandomSampler
+from tqdm.auto import tqdm
+
+from ..frozen import freeze_guide
+from ..particles import ParticlePlan, with_plan
+from ..programs import Data, Program, check_count, num_data
+from ..slicing import take
+from .estimate import Estimate, concatenate, versions
+from .fingerprint import fingerprint
+from .journal import Journal, Keeper
+from .pareto import pareto_shape
+from .scope import check_finite, check_plan, check_support, device_of, move, scoring_scope
+from .tiles import Tiles
+
+_BLOCK = 64  # data whose support is checked, and whose tails are fitted, in one go
+_HOW = ("memory", "progress", "checkpoint")  # settings that no number depends on but by its noise
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A part of the data, with all that is needed to score it.
+
+    Attributes:
+        model: the model.
+        guide: the guide, its encoder run beforehand where it can be; None where there is none.
+        args: ``(x, *context)`` of these data.
+        plan: how particles are drawn.
+        sizes: how many particles and data are taken at a time.
+        keeper: remembers how far a long computation has come.
+        advance: tells the progress bar which share of the tile is done.
+    """
+
+    model: Program
+    guide: Program | None
+    args: tuple
+    plan: ParticlePlan
+    sizes: Tiles
+    keeper: Keeper = field(default_factory=Keeper)
+    advance: Callable[[float], None] = lambda share: None
+
+    @property
+    def num_data(self) -> int:
+        return num_data(self.args[0])
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an estimator makes of a tile.
+
+    Attributes:
+        fields: per-datum results ``(n,)`` by name; ``log_evidence`` and ``stderr`` at least.
+        num_evaluations: how often the model was run, per datum.
+        num_gradients: how often its gradient was taken, per datum.
+        largest: the largest log-weights, ``(M + 1, n)``, in descending order, for the Pareto fit.
+    """
+
+    fields: dict[str, Tensor]
+    num_evaluations: float
+    num_gradients: float = 0.0
+    largest: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimator(ABC):
+    """Settings that all estimators share, and the call.
+
+    Args:
+        seed: makes the estimate reproducible, bit for bit on a CPU; None draws one.
+        memory: bytes that one tile may make; None suits the device.
+        particles: how to draw many particles: "auto", "plate", "tile" or "loop".
+        progress: show a progress bar.
+        checkpoint: a file that keeps what is finished. A call that was interrupted, by whatever,
+            goes on from there when it is made again with the same settings, programs and data; it
+            is refused for others.
+    """
+
+    seed: int | None = 0
+    memory: int | None = None
+    particles: str = "auto"
+    progress: bool = False
+    checkpoint: str | Path | None = None
+
+    direction: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        if self.memory is not None:
+            check_count("memory", self.memory)
+        seed = self.seed
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
+            raise ValueError(f"seed must be a whole number of at least 0 or None, but is {seed!r}")
+        if not isinstance(self.checkpoint, str | Path | None):
+            raise TypeError(f"checkpoint must be a path or None, but is {self.checkpoint!r}")
+        self._check()
+
+    def __call__(
+        self, model: Program, guide: Program | None, x: Data | DataLoader, *context: object
+    ) -> Estimate:
+        """Estimate log p(x) for every datum.
+
+        Args:
+            model: ``model(x, *context)``.
+            guide: ``guide(x, *context)``.
+            x: tensor, tuple of tensors, or a DataLoader whose items are the programs' arguments.
+            context: what else both programs take. A tensor with one entry per datum is cut along
+                with the data; one that all data share may have any length.
+
+        Raises:
+            ProgramError: the pair has no per-datum weights; names the site.
+            ValueError: data that are empty, not finite, or out of a site's support.
+            TypeError: x is no tensor, or the guide no program.
+        """
+        return estimate(self, model, self._proposal(guide), x, context)
+
+    def _check(self) -> None:  # noqa: B027 - most estimators have settings to check, not all
+        """Refuse settings that make no sense."""
+
+    def _proposal(self, guide: Program | None) -> Program | None:
+        """The guide that is used; None where the model's prior is."""
+        if not callable(guide):
+            raise TypeError(
+                f"guide must be a Pyro program, but is {guide!r}: "
+                "PriorMonteCarlo, and annealing from the prior, need none"
+            )
+        return guide
+
+    @property
+    @abstractmethod
+    def num_samples(self) -> int:
+        """How many weights are averaged for a datum."""
+
+    @abstractmethod
+    def _sizes(self, few: Tile, size: int) -> Tiles:
+        """Sizes of a tile, for ``size`` data in all; ``few`` holds some to measure on."""
+
+    @abstractmethod
+    def _score(self, tile: Tile) -> Scores:
+        """What a tile gives."""
+
+
+def estimate(
+    estimator: Estimator,
+    model: Program,
+    guide: Program | None,
+    x: Data | DataLoader,
+    context: tuple,
+) -> Estimate:
+    """Run an estimator over data, or over the batches of a DataLoader."""
+    seed = estimator.seed
+    journal = Journal(estimator.checkpoint)
+    if seed is None:
+        seed = journal.seed(lambda: int(torch.randint(2**62, ())))
+    if isinstance(x, DataLoader):
+        if context:
+            raise TypeError("with a DataLoader the context comes from its items, not beside it")
+        if isinstance(x.sampler, RandomSampler):
+            raise ValueError(
+                "x must be a DataLoader with shuffle=False: its order is the estimate's"
+            )
+        batches: Iterable[tuple] = (
+            tuple(item) if isinstance(item, list | tuple) else (item,) for item in x
+        )
+    else:
+        batches = [(x, *context)]
+    seeds = torch.Generator().manual_seed(seed)
+    with journal:
+        estimates = [
+            _score_batch(estimator, model, guide, args, _Draws(seed, seeds), journal, number)
+            for number, args in enumerate(batches)
+        ]
+    if not estimates:
+        raise ValueError("x must hold at least one datum, but the DataLoader is empty")
+    return concatenate(estimates)
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """Where the random numbers of a scored run come from: one seed for each tile."""
+
+    seed: int
+    seeds: torch.Generator
+
+    def next_tile(self) -> int:
+        return int(torch.randint(2**62, (), generator=self.seeds))
+
+
+def _score_batch(
+    estimator: Estimator,
+    model: Program,
+    guide: Program | None,
+    args: tuple,
+    draws: _Draws,
+    journal: Journal,
+    number: int,
+) -> Estimate:
+    num_data(args[0])
+    check_finite(args)
+    before = draws.seeds.get_state()
+    with scoring_scope(model, guide) as manual_seed:
+        manual_seed(draws.seed)
+        args = move(args, device_of(model, guide))
+
+        def use(plan: ParticlePlan) -> Estimate:
+            draws.seeds.set_state(before)
+            return _score_as_planned(
+                estimator, model, guide, args, draws, plan, journal, number, manual_seed
+            )
+
+        return with_plan(model, guide, args, estimator.particles, use)
+
+
+def _score_as_planned(
+    estimator: Estimator,
+    model: Program,
+    guide: Program | None,
+    args: tuple,
+    draws: _Draws,
+    plan: ParticlePlan,
+    journal: Journal,
+    number: int,
+    manual_seed: Callable[[int], None],
+) -> Estimate:
+    began = time.perf_counter()
+    check_plan(plan)
+    size = num_data(args[0])
+
+    def tile(rows: slice, sizes: Tiles, **more: Any) -> Tile:
+        part = take(args, rows) if plan.sliceable else args
+        frozen = None if guide is None else freeze_guide(guide, part, plan)
+        return Tile(model, frozen, part, plan, sizes, **more)
+
+    few = tile(slice(0, 1), Tiles(1, 1))
+    sizes = estimator._sizes(few, size)
+    settings = {
+        one.name: getattr(estimator, one.name) for one in fields(estimator) if one.name not in _HOW
+    }
+    journal.begin_batch(
+        number, lambda: fingerprint(type(estimator).__name__, settings, sizes, model, guide, args)
+    )
+    scores: list[Scores] = []
+    khat: list[Tensor] = []
+    block = max(sizes.data, _BLOCK)
+    with tqdm(
+        total=size,
+        disable=not estimator.progress,
+        bar_format="{percentage:3.0f}%|{bar}| {n:.0f}/{total} data [{elapsed}<{remaining}]",
+    ) as bar:
+        for start in range(0, size, block):
+            stop = min(start + block, size)
+            check_support(model, guide, take(args, slice(start, stop)), plan)
+            for rows in sizes.data_slices(start, stop):
+                seed = draws.next_tile()
+                if (kept := journal.finished(number, len(scores))) is not None:
+                    scores.append(Scores(**kept))
+                else:
+                    manual_seed(seed)
+                    shown = _share_of(bar, rows)
+                    keeper = journal.keeper(number, len(scores))
+                    made = estimator._score(tile(rows, sizes, keeper=keeper, advance=shown))
+                    journal.add(number, len(scores), dict(vars(made)))
+                    scores.append(made)
+                bar.update(rows.stop - bar.n)
+            khat += _fit_tails(scores[len(khat) :])
+    names = [name for name in scores[0].fields if name not in Estimate.CORE]
+    return Estimate(
+        **{name: _join(scores, name) for name in Estimate.CORE if name != "khat"},
+        khat=torch.cat(khat).cpu(),
+        direction=estimator.direction,
+        num_samples=estimator.num_samples,
+        diagnostics={name: _join(scores, name) for name in names},
+        provenance={
+            "estimator": type(estimator).__name__,
+            "settings": _plain(asdict(estimator)),
+            "seed": draws.seed,
+            "guide_way": plan.guide_way,
+            "model_way": plan.model_way,
+            "tile": asdict(sizes),
+            "device": str(plan.layout.device or "cpu"),
+            "versions": versions(),
+            "evaluations": max(one.num_evaluations for one in scores),
+            "gradients": max(one.num_gradients for one in scores),
+            "seconds": time.perf_counter() - began,
+        },
+    )
+
+
+def _share_of(bar: tqdm, rows: slice) -> Callable[[float], None]:
+    return lambda share: bar.update(rows.start + share * (rows.stop - rows.start) - bar.n)
+
+
+def _join(scores: list[Scores], name: str) -> Tensor:
+    parts = [
+        one.fields[name].double().cpu()
+        if name in one.fields
+        else torch.full_like(one.fields["log_evidence"], torch.nan).cpu()
+        for one in scores
+    ]
+    return torch.cat(parts)
+
+
+def _fit_tails(scores: list[Scores]) -> list[Tensor]:
+    """k̂ by tile: fitted for all data of a block at once where there are weights to fit to."""
+    if "khat" in scores[0].fields:
+        return [one.fields["khat"] for one in scores]
+    tails = [one.largest for one in scores if one.largest is not None]
+    if len(tails) == len(scores):
+        return list(pareto_shape(torch.cat(tails, 1)).split([tail.shape[1] for tail in tails]))
+    return [torch.full_like(one.fields["log_evidence"], torch.nan) for one in scores]
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings in words that JSON knows."""
+    known = (int, float, bool, str, type(None))
+    return {
+        name: _plain(value)
+        if isinstance(value, dict)
+        else value
+        if isinstance(value, known)
+        else getattr(value, "__qualname__", str(value))
+        for name, value in settings.items()
+    }
