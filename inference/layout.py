@@ -86,7 +86,6 @@ class Layout:
     subsample: int | None = None
     nested_subsamples: frozenset[str] = frozenset()
 
-
     def flat(self) -> Layout:
         """The same where the event of every latent takes one dimension."""
         flat = {name: replace(latent, event_dims=1) for name, latent in self.latents.items()}

@@ -21,7 +21,6 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
-from .layout import Layout
 from .particles import ParticlePlan
 from .programs import Program, ProgramError, num_data
 from .ways import Evaluation, data_axis, evaluate
@@ -90,7 +89,7 @@ class Target:
     # --- draws -----------------------------------------------------------------------------------
 
     def draw(self, kind: str, count: int) -> Tensor:
-        """Draws of the guide or the prior, ``(C, N, D)``; not finite outside the model's support."""
+        """Draws of guide or prior, ``(C, N, D)``; not finite outside the model's support."""
         drawn = self._draw_guide(count) if kind == "guide" else self._draw_prior(count)
         return self.coordinates({name: drawn[name] for name in self._sites})
 
@@ -217,9 +216,7 @@ def gradient_of(value: Tensor, at: Tensor, keep_graph: bool = False) -> Tensor:
     """Per-datum, per-chain gradient of log-densities ``(C, N)``; zero where they do not depend."""
     if not value.requires_grad:
         return torch.zeros_like(at)
-    (gradient,) = torch.autograd.grad(
-        value.sum(), at, retain_graph=keep_graph, allow_unused=True
-    )
+    (gradient,) = torch.autograd.grad(value.sum(), at, retain_graph=keep_graph, allow_unused=True)
     return torch.zeros_like(at) if gradient is None else gradient
 
 

@@ -89,9 +89,7 @@ def evaluate(
     if way == "tile":
         given = values and {name: _merge(value, name, form) for name, value in values.items()}
         rows = num_particles * size
-        flat = _run(
-            model, guide, _tile(args, num_particles), layout, (1, rows), None, given, **how
-        )
+        flat = _run(model, guide, _tile(args, num_particles), layout, (1, rows), None, given, **how)
         free_form = layout.flat()
         return Evaluation(
             {name: term.reshape(shape) for name, term in flat.model_sites.items()},
@@ -123,7 +121,10 @@ def evaluate(
         {name: torch.cat([run.guide_sites[name] for run in runs]) for name in runs[0].guide_sites},
         {name: torch.stack([run.values[name] for run in runs]) for name in runs[0].values},
         {name: torch.cat([run.probed[name] for run in runs]) for name in runs[0].probed},
-        {name: torch.stack([run.coordinates[name] for run in runs]) for name in runs[0].coordinates},
+        {
+            name: torch.stack([run.coordinates[name] for run in runs])
+            for name in runs[0].coordinates
+        },
     )
 
 

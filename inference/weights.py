@@ -75,6 +75,27 @@ class Simulation:
     observations: dict[str, Tensor]
     given: dict[str, Tensor]
 
+    def as_data(self, x: Data) -> Data:
+        """The drawn observations in the form of x: each part from the site that observes it.
+
+        Raises:
+            ProgramError: a part of x is not what a site observes, as it is.
+        """
+        parts = x if isinstance(x, tuple) else (x,)
+        made = []
+        for number, part in enumerate(parts):
+            sites = [name for name, given in self.given.items() if _is_that(given, part)]
+            if len(sites) != 1:
+                whose = f"x[{number}]" if isinstance(x, tuple) else "x"
+                found = ", ".join(f"'{name}' {tuple(v.shape)}" for name, v in self.given.items())
+                raise ProgramError(
+                    "simulated observations are to take the place of x, but "
+                    f"{len(sites) or 'no'} site observes {whose} {tuple(part.shape)} as it is; "
+                    f"observed are {found}"
+                )
+            made.append(self.observations[sites[0]].reshape(part.shape).to(part.dtype))
+        return tuple(made) if isinstance(x, tuple) else made[0]
+
 
 def log_weights(
     model: Program,
@@ -221,6 +242,10 @@ def simulate(model: Program, x_like: Data, *context: object) -> Simulation:
         {name: site["value"] for name, site in sites.items() if name in observed},
         {name: sites[name]["infer"]["obs"] for name in sites if name in observed},
     )
+
+
+def _is_that(given: Tensor, part: Tensor) -> bool:
+    return given.numel() == part.numel() and torch.equal(given.flatten(), part.flatten())
 
 
 def _total(sites: Mapping[str, Tensor], shape: tuple[int, int], x: Data) -> Tensor:

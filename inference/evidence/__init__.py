@@ -1,6 +1,43 @@
 """Estimators of log p(x), each called ``(model, guide, x, *context)`` and returning an Estimate."""
 
+from .annealing import (
+    AnnealedImportanceSampling,
+    BidirectionalMonteCarlo,
+    EqualLength,
+    Linear,
+    Sandwich,
+    SequentialMonteCarlo,
+    Sigmoid,
+    ThermodynamicIntegration,
+)
+from .bridge import BridgeSampling
 from .estimate import Estimate, MeanEstimate, khat_threshold
 from .importance import ImportanceSampling, PriorMonteCarlo
+from .jackknife import JackknifeImportanceSampling
+from .proposals import Scaled, StudentT
+from .refined import RefinedImportanceSampling
+from .upper import ChiUpperBound, EvidenceUpperBound, HarmonicMean
 
-__all__ = ["Estimate", "ImportanceSampling", "MeanEstimate", "PriorMonteCarlo", "khat_threshold"]
+__all__ = [
+    "AnnealedImportanceSampling",
+    "BidirectionalMonteCarlo",
+    "BridgeSampling",
+    "ChiUpperBound",
+    "EqualLength",
+    "Estimate",
+    "EvidenceUpperBound",
+    "HarmonicMean",
+    "ImportanceSampling",
+    "JackknifeImportanceSampling",
+    "Linear",
+    "MeanEstimate",
+    "PriorMonteCarlo",
+    "RefinedImportanceSampling",
+    "Sandwich",
+    "Scaled",
+    "SequentialMonteCarlo",
+    "Sigmoid",
+    "StudentT",
+    "ThermodynamicIntegration",
+    "khat_threshold",
+]

@@ -92,7 +92,7 @@ def _quartile(size: int) -> int:
 
 
 def _fit(y: Tensor) -> tuple[Tensor, Tensor]:
-    """Shape and scale of a generalised Pareto sample, ascending along dimension 0: ``(N,)`` each."""
+    """Shape and scale of generalised Pareto samples, ``(M, N)``, ascending: ``(N,)`` each."""
     size = y.shape[0]
     grid = 30 + math.isqrt(size)
     steps = torch.arange(1, grid + 1, dtype=y.dtype, device=y.device)[:, None]

@@ -1,4 +1,4 @@
-r"""The frame that every estimator stands in: data in tiles, a seed for each, a journal, an Estimate.
+r"""The frame that every estimator stands in: tiles of data, seeds, a journal, an Estimate.
 
 An estimator says what it makes of one tile of data (:class:`Tile`) and how large a tile may be. The
 frame does the rest: it checks data and programs, finds out how particles are drawn, moves data to
@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -44,6 +44,7 @@ class Tile:
         args: ``(x, *context)`` of these data.
         plan: how particles are drawn.
         sizes: how many particles and data are taken at a time.
+        rows: which of the data they are.
         keeper: remembers how far a long computation has come.
         advance: tells the progress bar which share of the tile is done.
     """
@@ -53,6 +54,7 @@ class Tile:
     args: tuple
     plan: ParticlePlan
     sizes: Tiles
+    rows: slice = field(default_factory=lambda: slice(None))
     keeper: Keeper = field(default_factory=Keeper)
     advance: Callable[[float], None] = lambda share: None
 
@@ -244,7 +246,7 @@ def _score_as_planned(
     def tile(rows: slice, sizes: Tiles, **more: Any) -> Tile:
         part = take(args, rows) if plan.sliceable else args
         frozen = None if guide is None else freeze_guide(guide, part, plan)
-        return Tile(model, frozen, part, plan, sizes, **more)
+        return Tile(model, frozen, part, plan, sizes, rows, **more)
 
     few = tile(slice(0, 1), Tiles(1, 1))
     sizes = estimator._sizes(few, size)
@@ -252,7 +254,8 @@ def _score_as_planned(
         one.name: getattr(estimator, one.name) for one in fields(estimator) if one.name not in _HOW
     }
     journal.begin_batch(
-        number, lambda: fingerprint(type(estimator).__name__, settings, sizes, model, guide, args)
+        number,
+        lambda: fingerprint(type(estimator).__name__, _plain(settings), sizes, model, guide, args),
     )
     scores: list[Scores] = []
     khat: list[Tensor] = []
@@ -287,7 +290,9 @@ def _score_as_planned(
         diagnostics={name: _join(scores, name) for name in names},
         provenance={
             "estimator": type(estimator).__name__,
-            "settings": _plain(asdict(estimator)),
+            "settings": _plain(
+                {one.name: getattr(estimator, one.name) for one in fields(estimator)}
+            ),
             "seed": draws.seed,
             "guide_way": plan.guide_way,
             "model_way": plan.model_way,
@@ -326,13 +331,13 @@ def _fit_tails(scores: list[Scores]) -> list[Tensor]:
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings in words that JSON knows."""
+    """Settings in words that JSON knows, the same in every process."""
     known = (int, float, bool, str, type(None))
     return {
-        name: _plain(value)
-        if isinstance(value, dict)
-        else value
+        name: value
         if isinstance(value, known)
+        else repr(value)
+        if is_dataclass(value)
         else getattr(value, "__qualname__", str(value))
         for name, value in settings.items()
     }

@@ -24,7 +24,7 @@ from torch import Tensor
 from ...layout import Layout
 from ...programs import ProgramError, check_number
 from ...ways import evaluate
-from ...weights import Simulation, simulate
+from ...weights import simulate
 from ..bounds import IWAE, Bound, weigh
 from ..step import Step, hold
 from .gradient import Ascent, Gradient, refuse
@@ -101,33 +101,7 @@ class WakeSleep(Gradient):
 def _dream(step: Step) -> Tensor:
     """log q of the latents that the model dreamt, given the data that it made of them: ``(N,)``."""
     dream = simulate(step.model, step.args[0], *step.args[1:])
-    args = (_as_data(dream, step.args[0]), *step.args[1:])
+    args = (dream.as_data(step.args[0]), *step.args[1:])
     values = {name: value[None] for name, value in dream.latents.items()}
     run = evaluate("loop", None, step.guide, args, step.plan.layout, 1, values)
     return torch.stack(list(run.guide_sites.values())).sum((0, 1))
-
-
-def _as_data(dream: Simulation, x: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
-    """The dreamt observations in the form of x: each part from the site that observes it.
-
-    Raises:
-        ProgramError: a part of x is not what a site observes, as it is.
-    """
-    parts = x if isinstance(x, tuple) else (x,)
-    made = []
-    for number, part in enumerate(parts):
-        sites = [name for name, given in dream.given.items() if _is_that(given, part)]
-        if len(sites) != 1:
-            whose = f"x[{number}]" if isinstance(x, tuple) else "x"
-            found = ", ".join(f"'{name}' {tuple(v.shape)}" for name, v in dream.given.items())
-            raise ProgramError(
-                "the sleep update puts dreamt observations in the place of x, but "
-                f"{len(sites) or 'no'} site observes {whose} {tuple(part.shape)} as it is; "
-                f"observed are {found}"
-            )
-        made.append(dream.observations[sites[0]].reshape(part.shape).to(part.dtype))
-    return tuple(made) if isinstance(x, tuple) else made[0]
-
-
-def _is_that(given: Tensor, part: Tensor) -> bool:
-    return given.numel() == part.numel() and torch.equal(given.flatten(), part.flatten())

@@ -1,0 +1,196 @@
+r"""Draws of the posterior p(z | x) for every datum, by chains of all data at once.
+
+Chains begin at draws of the guide or the prior, are annealed to the posterior, and adapt: the step
+size of each datum to the acceptance wanted, the scale of each coordinate to its standard deviation
+over the chains. Then both are frozen and the draws begin. R̂ and effective sample sizes are
+ArviZ's.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import arviz as az
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..kernels import HMC, Kernel, Path, check_kernel
+from ..programs import Program, check_count
+from ..target import check_differentiable
+from .annealing.anneal import Chains
+from .annealing.pilot import Adapting
+from .annealing.schedules import Sigmoid
+from .annealing.settings import chain_tiles, path_of
+from .journal import Keeper
+from .proposals import Proposal, Scaled, StudentT
+from .scoring import Estimator, Tile
+from .tiles import Tiles
+
+RELIABLE_RHAT = 1.05
+_LEAST_MOVES = 20
+
+
+@dataclass(frozen=True)
+class Sampling(Estimator):
+    """Settings of estimators that need draws of the posterior.
+
+    Args:
+        num_chains: C, chains for each datum.
+        num_draws: S, draws of each chain that are used.
+        num_warmup: moves of each chain before them: annealing, then adaptation.
+        start: "guide", "prior", ``Scaled(...)`` or ``StudentT(...)``: where chains begin, and what
+            the joint is compared to.
+        kernel: ``HMC(...)`` or ``Langevin(...)``.
+    """
+
+    num_chains: int = 16
+    num_draws: int = 200
+    num_warmup: int = 200
+    start: str | Proposal = "guide"
+    kernel: Kernel = HMC()
+
+    def _check(self) -> None:
+        for name in ("num_chains", "num_draws", "num_warmup"):
+            check_count(name, getattr(self, name))
+        if self.num_warmup < _LEAST_MOVES:
+            raise ValueError(
+                f"num_warmup must be at least {_LEAST_MOVES}, to adapt in, but is {self.num_warmup}"
+            )
+        if self.num_draws < 4:  # ArviZ knows no effective sample size of fewer
+            raise ValueError(f"num_draws must be at least 4, but is {self.num_draws}")
+        if self.start not in ("guide", "prior") and not isinstance(self.start, Scaled | StudentT):
+            raise ValueError(
+                "start must be 'guide', 'prior', Scaled(...) or StudentT(...), but is "
+                f"{self.start!r}"
+            )
+        check_kernel(self.kernel)
+
+    @property
+    def num_samples(self) -> int:
+        return self.num_chains * self.num_draws
+
+    def _proposal(self, guide: Program | None) -> Program | None:
+        return None if self.start == "prior" else super()._proposal(guide)
+
+    def _sizes(self, few: Tile, size: int) -> Tiles:
+        return chain_tiles(few, self.num_chains, size, self.memory)
+
+    def _path(self, tile: Tile) -> Path:
+        return path_of(tile, self.start)
+
+    def _chains(self, tile: Tile, path: Path) -> PosteriorChains:
+        return PosteriorChains(
+            path,
+            self.kernel,
+            self.num_chains,
+            self.num_warmup,
+            self.num_draws,
+            tile.keeper,
+            tile.advance,
+        )
+
+
+@dataclass
+class PosteriorChains:
+    """Chains that have been warmed up, and are run for draws.
+
+    Args:
+        path: from the start to the joint.
+        kernel: what moves the chains.
+        num_chains: C.
+        num_warmup: moves before the draws.
+        num_draws: S.
+    """
+
+    path: Path
+    kernel: Kernel
+    num_chains: int
+    num_warmup: int
+    num_draws: int
+    keeper: Keeper = field(default_factory=Keeper)
+    advance: Callable[[float], None] = lambda share: None
+
+    def run(self) -> dict[str, Tensor]:
+        """Draws ``u`` ``(S, C, N, D)``, ``log_joint`` and ``log_start`` there, ``(S, C, N)``.
+
+        And per datum ``acceptance``, ``divergences``, ``step_size``.
+        """
+        kept = self.keeper.resume()
+        if kept is None:
+            step, scale, u = self._warm_up()
+            kept = {"step": step, "scale": scale, "draws": []}
+            chains = Chains.begin(self.path.point(u))
+        else:
+            step, scale = kept["step"], kept["scale"]
+            chains = Chains.restore(kept["chains"], self.path)
+        one = torch.ones_like(step)
+        draws: list[tuple[Tensor, Tensor, Tensor]] = list(kept["draws"])
+        while len(draws) < self.num_draws:
+            chains.move(self.path, self.kernel, one, step, scale)
+            point = chains.point
+            draws.append((point.u, point.log_joint, point.log_start))
+            state = {"chains": chains.state(), "draws": draws.copy()}
+            self.keeper.offer(**(kept | state))
+            self.advance(0.5 + 0.5 * len(draws) / self.num_draws)
+        u, log_joint, log_start = (torch.stack(part) for part in zip(*draws, strict=True))
+        return {
+            "u": u,
+            "log_joint": log_joint,
+            "log_start": log_start,
+            "step_size": step,
+            **chains.diagnostics(),
+        }
+
+    def _warm_up(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Step sizes ``(N,)``, scales ``(N, D)`` and where the chains are."""
+        chains = Adapting(self.path, self.kernel, self.num_chains)
+        if self.path.target.dim:
+            check_differentiable(self.path.target, chains.point.u[:1])
+        chains.settle()
+        anneal, adapt = self.num_warmup // 2, self.num_warmup - self.num_warmup // 2
+        for number, beta in enumerate(Sigmoid().betas(anneal)[1:]):
+            chains.move(beta.to(chains.log_step.device).expand_as(chains.log_step))
+            self.advance(0.5 * number / self.num_warmup)
+        one = torch.ones_like(chains.log_step)
+        seen = []
+        for number in range(adapt):
+            if number == adapt // 2:
+                self._rescale(chains, torch.cat(seen))
+            # steps that shrink, so that what is frozen is an average
+            chains.move(one, 0.5 / math.sqrt(1 + number % max(adapt // 2, 1)))
+            if number < adapt // 2:
+                seen.append(chains.point.u)
+            self.advance(0.5 * (anneal + number) / self.num_warmup)
+        return chains.log_step.exp(), chains.scale, chains.point.u
+
+    @staticmethod
+    def _rescale(chains: Adapting, seen: Tensor) -> None:
+        """Measure coordinates in what they vary by; step sizes keep the mean length they had."""
+        spread = seen.std(0)
+        spread = torch.where(spread > 0, spread, chains.scale)
+        ratio = (spread / chains.scale).double().log().mean(-1) if spread.shape[-1] else 0.0
+        chains.log_step = chains.log_step - ratio
+        chains.scale = spread
+
+
+def mixing(values: Tensor) -> dict[str, Tensor]:
+    """R̂ and the effective number of draws of a quantity, ``(S, C, N)``, for each datum."""
+    array = values.detach().cpu().numpy()
+    found: dict[str, list[float]] = {"rhat": [], "posterior_ess": []}
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        for datum in range(array.shape[-1]):
+            chains = array[..., datum].T
+            if np.ptp(chains) <= 1e-12 * max(1.0, float(np.abs(chains).max())):
+                # a quantity that does not vary, as a weight at the posterior, is known after one
+                found["rhat"].append(1.0)
+                found["posterior_ess"].append(float(chains.size))
+                continue
+            several = len(chains) > 1
+            found["rhat"].append(float(az.rhat(chains)) if several else math.nan)
+            found["posterior_ess"].append(float(az.ess(chains, method="mean")))
+    return {n: torch.tensor(v, dtype=torch.float64) for n, v in found.items()}
