@@ -20,13 +20,13 @@ from typing import Annotated, Any, NoReturn, ParamSpec
 import typer
 
 from ..inference import NonFiniteLoss, ProgramError, objectives
+from ..inference.tables import table
 from .datasets import NAMES, DatasetError, available
 from .demo import EPOCHS, demo
 from .factories import FactoryError
 from .options import parse_options
 from .runs import Settings, default_output, going_on, open_run
 from .scoring import ESTIMATORS, Question, evidence, summary
-from .tables import table
 from .training import Stopped, Trained, go_on, resume, train
 from .zoo import MODELS
 

@@ -20,12 +20,12 @@ import torch
 from ..inference import Estimate, ImportanceSampling
 from ..inference.evidence import khat_threshold
 from ..inference.files import write_atomically
+from ..inference.tables import aligned, table
 from ..models import VAE
 from .diagnostics import active_units, paired_difference, posterior_means
 from .pictures import latent_space, learning_curve, reconstructions, samples
 from .runs import Settings, new_folder
 from .scoring import khat_quantile
-from .tables import aligned, table
 from .training import Trained, train
 
 LATENT_DIM = 16

@@ -24,13 +24,13 @@ import torch
 from ..inference import Estimate, ImportanceSampling, PriorMonteCarlo
 from ..inference.evidence.estimate import khat_threshold
 from ..inference.files import write_new
+from ..inference.tables import table
 from ..models import load
 from .datasets import Dataset
 from .factories import FactoryError
 from .options import accepts, call, look_up
 from .pairs import Pair, as_pair, find_device
 from .runs import Run, check_writable
-from .tables import table
 from .training import check_data, load_data, restore
 
 ESTIMATORS: dict[str, Callable[..., Any]] = {

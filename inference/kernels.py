@@ -157,32 +157,30 @@ class Move:
 
 @dataclass(frozen=True)
 class HMC:
-    """Hamiltonian Monte Carlo with a fixed number of leapfrog steps.
+    """Hamiltonian Monte Carlo.
 
     Args:
-        num_leapfrog: L, steps and gradients of one move.
+        num_leapfrog: L, steps and gradients of one move, on average.
         target_acceptance: what the step sizes are tuned to, in a pilot run.
-        jitter: step sizes vary by this share, at random, from move to move, so that no trajectory
-            comes back to where it began.
+        jitter: the number of steps varies by this share, at random, from move to move, lest all
+            trajectories of a length come back to where they began.
 
     References:
         Neal, *MCMC using Hamiltonian dynamics*, 2011.
 
     Example:
         >>> HMC(num_leapfrog=5)
-        HMC(num_leapfrog=5, target_acceptance=0.8, jitter=0.2)
+        HMC(num_leapfrog=5, target_acceptance=0.8, jitter=0.5)
     """
 
     num_leapfrog: int = 10
     target_acceptance: float = 0.8
-    jitter: float = 0.2
+    jitter: float = 0.5
 
     def __post_init__(self) -> None:
         check_count("num_leapfrog", self.num_leapfrog)
         check_number("target_acceptance", self.target_acceptance, 0, 1, strict=True)
         check_number("jitter", self.jitter, 0, 1)
-        if self.jitter == 1:
-            raise ValueError("jitter must be below 1, but is 1: a step might have no length")
 
     def move(
         self, path: Path, point: Point, beta: Tensor, step_size: Tensor, scale: Tensor
@@ -197,15 +195,13 @@ class HMC:
             scale: of each coordinate, ``(N, D)``; the momenta's inverse standard deviation.
         """
         dtype = point.u.dtype
-        steps = step_size.to(dtype).expand(point.u.shape[:2])
-        steps = steps * (1 + self.jitter * (2 * torch.rand_like(steps) - 1))
-        stride = steps[..., None] * scale.to(dtype)  # of position; and of momentum, in these units
+        stride = step_size.to(dtype)[:, None] * scale.to(dtype)
         momentum = torch.randn_like(point.u)
         kinetic = 0.5 * momentum.double().square().sum(-1)
         before = log_between(point, beta) - kinetic
         u = point.u
         momentum = momentum + 0.5 * stride * _slope_between(point, beta)
-        for _ in range(self.num_leapfrog - 1):
+        for _ in range(self._draw_steps() - 1):
             u = u + stride * momentum
             momentum = momentum + stride * path.slope(u, beta)
         end = path.point(u + stride * momentum)
@@ -217,6 +213,12 @@ class HMC:
         acceptance = gain.clamp(max=0).exp()
         accepted = torch.rand_like(acceptance) < acceptance
         return Move(end.where(accepted, point), acceptance, gain < -_DIVERGED)
+
+    def _draw_steps(self) -> int:
+        """How many steps all chains take: chance alone decides, so the kernel stays reversible."""
+        spread = int(self.jitter * self.num_leapfrog)
+        low, high = max(self.num_leapfrog - spread, 1), self.num_leapfrog + spread
+        return int(torch.randint(low, high + 1, ()))
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,6 @@ from .particles import ParticlePlan
 from .programs import Program, ProgramError, num_data
 from .ways import Evaluation, data_axis, evaluate
 
-KINDS = ("joint", "prior", "guide")
-
 
 @dataclass(frozen=True)
 class _Site:
@@ -124,6 +122,11 @@ class Target:
         """The latents at coordinates, by site, as the program draws them."""
         return self._evaluate(self._split(u), count=len(u), free=True).values
 
+    def by_datum(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Latents with their data next to the chains: ``(C, N, other plates, event)``."""
+        layout = self._layout
+        return {n: value.movedim(data_axis(value, n, layout), 1) for n, value in values.items()}
+
     def _split(self, u: Tensor) -> dict[str, Tensor]:
         sizes = [site.size for site in self._sites.values()]
         parts = zip(self._sites.items(), u.split(sizes, -1), strict=True)
@@ -135,17 +138,19 @@ class Target:
     # --- densities -------------------------------------------------------------------------------
 
     def log_densities(self, u: Tensor, *kinds: str) -> dict[str, Tensor]:
-        """Log-densities at u, ``(C, N)`` each, by kind: "joint", "prior", "guide"."""
+        """Log-densities at u, ``(C, N)`` each, by kind: "joint", "prior", "guide", "volume"."""
         count = len(u)
         split = self._split(u)
         run = self._evaluate(split, count=count, free=True)
         volume = self._total(run, count, lambda name: name.startswith("volume of "))
         found: dict[str, Tensor] = {}
         for kind in kinds:
-            if kind == "joint":
+            if kind == "volume":
+                found[kind] = volume
+            elif kind == "joint":
                 found[kind] = self._total(run, count)
             elif kind == "guide":
-                found[kind] = self._log_guide(run, split, count) + volume
+                found[kind] = self._log_guide(run.values, split, count) + volume
             elif self._layout.enumerated:
                 model = _unobserved(self._model)
                 alone = self._evaluate(run.values, count=count, model=model)
@@ -154,7 +159,23 @@ class Target:
                 found[kind] = self._total(run, count, self._sites.__contains__) + volume
         return found
 
-    def _log_guide(self, run: Evaluation, split: dict[str, Tensor], count: int) -> Tensor:
+    def log_guide_across(self, values: dict[str, Tensor], u: Tensor) -> Tensor:
+        """log q(z_m | x_n) of M draws under each of the N data, ``(M, N)``; without volumes.
+
+        Args:
+            values: the draws by site, ``(M, other plates, event)``.
+            u: their coordinates, ``(M, D)``.
+        """
+        count, size = len(u), self.num_data
+        split = self._split(u[:, None].expand(count, size, self.dim))
+        layout = self._layout
+        spread = {}
+        for name, value in values.items():
+            wide = value[:, None].expand(count, size, *value.shape[1:])
+            spread[name] = wide.movedim(1, data_axis(wide, name, layout))
+        return self._log_guide(spread, split, count)
+
+    def _log_guide(self, values: dict[str, Tensor], split: dict[str, Tensor], count: int) -> Tensor:
         assert self._guide is not None
         base = {name.removesuffix("_unconstrained"): name for name in self._auxiliary}
         given = {
@@ -162,7 +183,7 @@ class Target:
             base.get(name, name): split[name].reshape(count, *self._auxiliary_shapes[base[name]])
             if name in base
             else value
-            for name, value in run.values.items()
+            for name, value in values.items()
         }
         scored = evaluate(
             self.plan.guide_way, self._guide, None, self.args, self._guide_layout, count, given

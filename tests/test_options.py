@@ -9,7 +9,7 @@ from pyrovae.benchmarks.diagnostics import active_units, posterior_means
 from pyrovae.benchmarks.factories import FactoryError
 from pyrovae.benchmarks.options import call, look_up, parse_options, resolved
 from pyrovae.benchmarks.pairs import as_pair, build, find_device
-from pyrovae.benchmarks.tables import table, width
+from pyrovae.inference.tables import table, width
 
 pytestmark = pytest.mark.usefixtures("no_pictures", "one_thread")
 

@@ -13,7 +13,7 @@ from typer.main import get_command
 from pyrovae.benchmarks import demo, training
 from pyrovae.benchmarks.cli import app
 from pyrovae.benchmarks.runs import Settings
-from pyrovae.benchmarks.tables import width
+from pyrovae.inference.tables import width
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

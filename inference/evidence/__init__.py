@@ -11,6 +11,8 @@ from .annealing import (
     ThermodynamicIntegration,
 )
 from .bridge import BridgeSampling
+from .comparison import EvidenceComparison, compare_evidence
+from .draws import PosteriorDraws, PosteriorSampling
 from .estimate import Estimate, MeanEstimate, khat_threshold
 from .importance import ImportanceSampling, PriorMonteCarlo
 from .jackknife import JackknifeImportanceSampling
@@ -25,12 +27,15 @@ __all__ = [
     "ChiUpperBound",
     "EqualLength",
     "Estimate",
+    "EvidenceComparison",
     "EvidenceUpperBound",
     "HarmonicMean",
     "ImportanceSampling",
     "JackknifeImportanceSampling",
     "Linear",
     "MeanEstimate",
+    "PosteriorDraws",
+    "PosteriorSampling",
     "PriorMonteCarlo",
     "RefinedImportanceSampling",
     "Sandwich",
@@ -39,5 +44,6 @@ __all__ = [
     "Sigmoid",
     "StudentT",
     "ThermodynamicIntegration",
+    "compare_evidence",
     "khat_threshold",
 ]

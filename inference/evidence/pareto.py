@@ -102,8 +102,8 @@ def _fit(y: Tensor) -> tuple[Tensor, Tensor]:
     profile = size * ((-theta / shape).log() - shape - 1)
     theta_mean = (profile.softmax(0) * theta).sum(0)
     k = torch.log1p(-theta_mean * y).mean(0)
-    k = (k * size + _PRIOR_COUNT * _PRIOR_SHAPE) / (size + _PRIOR_COUNT)
-    return k, -k / theta_mean
+    scale = -k / theta_mean
+    return (k * size + _PRIOR_COUNT * _PRIOR_SHAPE) / (size + _PRIOR_COUNT), scale
 
 
 def smooth_tail(fields: Mapping[str, Tensor], largest: Tensor, num_samples: int) -> dict:

@@ -117,7 +117,8 @@ class PosteriorChains:
     def run(self) -> dict[str, Tensor]:
         """Draws ``u`` ``(S, C, N, D)``, ``log_joint`` and ``log_start`` there, ``(S, C, N)``.
 
-        And per datum ``acceptance``, ``divergences``, ``step_size``.
+        Of the moves ``accepted`` and ``diverged``, ``(S, C, N)``; per datum ``acceptance``,
+        ``divergences`` and ``step_size``.
         """
         kept = self.keeper.resume()
         if kept is None:
@@ -128,19 +129,21 @@ class PosteriorChains:
             step, scale = kept["step"], kept["scale"]
             chains = Chains.restore(kept["chains"], self.path)
         one = torch.ones_like(step)
-        draws: list[tuple[Tensor, Tensor, Tensor]] = list(kept["draws"])
+        draws: list[tuple[Tensor, ...]] = list(kept["draws"])
         while len(draws) < self.num_draws:
-            chains.move(self.path, self.kernel, one, step, scale)
+            made = chains.move(self.path, self.kernel, one, step, scale)
             point = chains.point
-            draws.append((point.u, point.log_joint, point.log_start))
+            sure = torch.ones_like(point.log_joint)
+            accepted = sure if made is None else made.acceptance
+            diverged = sure < 0 if made is None else made.diverged
+            draws.append((point.u, point.log_joint, point.log_start, accepted, diverged))
             state = {"chains": chains.state(), "draws": draws.copy()}
             self.keeper.offer(**(kept | state))
             self.advance(0.5 + 0.5 * len(draws) / self.num_draws)
-        u, log_joint, log_start = (torch.stack(part) for part in zip(*draws, strict=True))
+        names = ("u", "log_joint", "log_start", "accepted", "diverged")
+        stacked = (torch.stack(part) for part in zip(*draws, strict=True))
         return {
-            "u": u,
-            "log_joint": log_joint,
-            "log_start": log_start,
+            **dict(zip(names, stacked, strict=True)),
             "step_size": step,
             **chains.diagnostics(),
         }
@@ -156,7 +159,7 @@ class PosteriorChains:
             chains.move(beta.to(chains.log_step.device).expand_as(chains.log_step))
             self.advance(0.5 * number / self.num_warmup)
         one = torch.ones_like(chains.log_step)
-        seen = []
+        seen: list[Tensor] = []
         for number in range(adapt):
             if number == adapt // 2:
                 self._rescale(chains, torch.cat(seen))

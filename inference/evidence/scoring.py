@@ -72,12 +72,23 @@ class Scores:
         num_evaluations: how often the model was run, per datum.
         num_gradients: how often its gradient was taken, per datum.
         largest: the largest log-weights, ``(M + 1, n)``, in descending order, for the Pareto fit.
+        arrays: larger results by name, data along dimension 0, for what is more than an Estimate.
     """
 
     fields: dict[str, Tensor]
     num_evaluations: float
     num_gradients: float = 0.0
     largest: Tensor | None = None
+    arrays: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What all tiles of some data gave, and the provenance of it."""
+
+    scores: list[Scores]
+    khat: list[Tensor]
+    provenance: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +176,18 @@ def estimate(
     context: tuple,
 ) -> Estimate:
     """Run an estimator over data, or over the batches of a DataLoader."""
+    batches = score(estimator, model, guide, x, context)
+    return concatenate([_as_estimate(estimator, batch) for batch in batches])
+
+
+def score(
+    estimator: Estimator,
+    model: Program,
+    guide: Program | None,
+    x: Data | DataLoader,
+    context: tuple,
+) -> list[Scored]:
+    """What the tiles of each batch gave."""
     seed = estimator.seed
     journal = Journal(estimator.checkpoint)
     if seed is None:
@@ -183,13 +206,13 @@ def estimate(
         batches = [(x, *context)]
     seeds = torch.Generator().manual_seed(seed)
     with journal:
-        estimates = [
+        scored = [
             _score_batch(estimator, model, guide, args, _Draws(seed, seeds), journal, number)
             for number, args in enumerate(batches)
         ]
-    if not estimates:
+    if not scored:
         raise ValueError("x must hold at least one datum, but the DataLoader is empty")
-    return concatenate(estimates)
+    return scored
 
 
 @dataclass(frozen=True)
@@ -211,7 +234,7 @@ def _score_batch(
     draws: _Draws,
     journal: Journal,
     number: int,
-) -> Estimate:
+) -> Scored:
     num_data(args[0])
     check_finite(args)
     before = draws.seeds.get_state()
@@ -219,7 +242,7 @@ def _score_batch(
         manual_seed(draws.seed)
         args = move(args, device_of(model, guide))
 
-        def use(plan: ParticlePlan) -> Estimate:
+        def use(plan: ParticlePlan) -> Scored:
             draws.seeds.set_state(before)
             return _score_as_planned(
                 estimator, model, guide, args, draws, plan, journal, number, manual_seed
@@ -238,7 +261,7 @@ def _score_as_planned(
     journal: Journal,
     number: int,
     manual_seed: Callable[[int], None],
-) -> Estimate:
+) -> Scored:
     began = time.perf_counter()
     check_plan(plan)
     size = num_data(args[0])
@@ -281,14 +304,10 @@ def _score_as_planned(
                     scores.append(made)
                 bar.update(rows.stop - bar.n)
             khat += _fit_tails(scores[len(khat) :])
-    names = [name for name in scores[0].fields if name not in Estimate.CORE]
-    return Estimate(
-        **{name: _join(scores, name) for name in Estimate.CORE if name != "khat"},
-        khat=torch.cat(khat).cpu(),
-        direction=estimator.direction,
-        num_samples=estimator.num_samples,
-        diagnostics={name: _join(scores, name) for name in names},
-        provenance={
+    return Scored(
+        scores,
+        khat,
+        {
             "estimator": type(estimator).__name__,
             "settings": _plain(
                 {one.name: getattr(estimator, one.name) for one in fields(estimator)}
@@ -303,6 +322,19 @@ def _score_as_planned(
             "gradients": max(one.num_gradients for one in scores),
             "seconds": time.perf_counter() - began,
         },
+    )
+
+
+def _as_estimate(estimator: Estimator, batch: Scored) -> Estimate:
+    scores = batch.scores
+    names = [name for name in scores[0].fields if name not in Estimate.CORE]
+    return Estimate(
+        **{name: _join(scores, name) for name in Estimate.CORE if name != "khat"},
+        khat=torch.cat(batch.khat).cpu(),
+        direction=estimator.direction,
+        num_samples=estimator.num_samples,
+        diagnostics={name: _join(scores, name) for name in names},
+        provenance=batch.provenance,
     )
 
 

@@ -15,11 +15,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...kernels import Kernel, Path, Point
+from ...kernels import Kernel, Move, Path, Point
 from ..journal import Keeper
 from .pilot import Frozen
 from .resampling import effective, systematic
@@ -38,6 +39,7 @@ class Chains:
         diverged: how many moves broke down, ``(N,)``.
         resampled: how often each datum was resampled, ``(N,)``.
         step: how many temperatures are passed.
+        moves: how many moves were made.
     """
 
     point: Point
@@ -76,15 +78,18 @@ class Chains:
         ratio = self.point.log_ratio()
         self.log_weight = self.log_weight + torch.where(step != 0, step * ratio, 0.0)
 
-    def move(self, path: Path, kernel: Kernel, beta: Tensor, step: Tensor, scale: Tensor) -> None:
-        """One move of the kernel at β, ``(N,)``."""
+    def move(
+        self, path: Path, kernel: Kernel, beta: Tensor, step: Tensor, scale: Tensor
+    ) -> Move | None:
+        """One move of the kernel at β, ``(N,)``; None where there is nothing to move."""
         if path.target.dim == 0:
-            return
+            return None
         made = kernel.move(path, self.point, beta, step, scale)
         self.point = made.point
         self.accepted = self.accepted + made.acceptance.mean(0)
         self.diverged = self.diverged + made.diverged.sum(0)
         self.moves += 1
+        return made
 
     def resample(self, threshold: float) -> None:
         """Resample the data whose effective sample size is below a share of the particles."""
@@ -144,7 +149,7 @@ class Journey:
     keeper: Keeper = field(default_factory=Keeper)
     advance: Callable[[float], None] = lambda share: None
     observe: Callable[[int, Chains], None] | None = None
-    extra: dict[str, Tensor] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
 
     def lead(self, chains: Chains, *, backwards: bool = False) -> Chains:
         """Lead chains from where they are to the end, or back to the start."""

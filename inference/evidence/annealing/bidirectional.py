@@ -93,7 +93,7 @@ class BidirectionalMonteCarlo(Annealing):
         >>> linear = LinearGaussianVAE(data_dim=10, latent_dim=3)
         >>> x = linear.sample(8)
         >>> bdmc = BidirectionalMonteCarlo(
-        ...     num_chains=8, num_temperatures=50, start="prior", posterior=linear.exact_guide
+        ...     num_chains=32, num_temperatures=200, start="prior", posterior=linear.exact_guide
         ... )
         >>> sandwich = bdmc(linear.model, None, x)
         >>> exact = linear.log_evidence(x).mean()
@@ -165,6 +165,7 @@ class BidirectionalMonteCarlo(Annealing):
             return frozen, pair[0], kept["first"], pair[1]
         frozen, forward, first = self._begin(tile, path)
         posterior = self.posterior
+        assert posterior is not None  # the call has simulated where there was none
         draws = posterior if isinstance(posterior, Known) else _Drawn(posterior)
         u = path.target.coordinates(draws(tile, self.num_chains))
         if not bool(u.isfinite().all()):
@@ -233,7 +234,9 @@ def _apart(found: Estimate, data: Data) -> Sandwich:
         direction="upper",
         elbo=unknown,
         elbo_stderr=unknown,
+        stderr=other["stderr"],
+        ess=other["ess"],
+        khat=other["khat"],
         diagnostics={n: v for n, v in other.items() if n not in Estimate.CORE},
-        **{name: other[name] for name in ("stderr", "ess", "khat")},
     )
     return Sandwich(replace(found, diagnostics=own), upper, data)

@@ -41,8 +41,8 @@ class AnnealedImportanceSampling(Annealing):
         >>> _ = torch.manual_seed(0)
         >>> linear = LinearGaussianVAE(data_dim=10, latent_dim=3)
         >>> x = linear.sample(4)
-        >>> ais = AnnealedImportanceSampling(num_chains=32, num_temperatures=50)
-        >>> estimate = ais(linear.model, linear.guide, x)
+        >>> ais = AnnealedImportanceSampling(32, num_temperatures=50, start="prior")
+        >>> estimate = ais(linear.model, None, x)
         >>> error = (estimate.log_evidence - linear.log_evidence(x)).abs()
         >>> bool((error < 5 * estimate.stderr + 0.01).all())
         True
