@@ -89,9 +89,9 @@ class HarmonicMean(Sampling):
         >>> from pyrovae.models import LinearGaussianVAE
         >>> _ = torch.manual_seed(0)
         >>> linear = LinearGaussianVAE(data_dim=20, latent_dim=10)
-        >>> x = linear.sample(4)
+        >>> x = linear.sample(20)
         >>> estimate = HarmonicMean(num_draws=50, start="prior")(linear.model, None, x)
-        >>> bool((estimate.log_evidence > linear.log_evidence(x)).all())
+        >>> bool(estimate.mean().value > linear.log_evidence(x).mean() + 1.0)
         True
     """
 
