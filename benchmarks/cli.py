@@ -26,7 +26,7 @@ from .demo import EPOCHS, demo
 from .factories import FactoryError
 from .options import parse_options
 from .runs import Settings, default_output, going_on, open_run
-from .scoring import ESTIMATORS, Question, evidence, summary
+from .scoring import ESTIMATORS, NUM_SAMPLES, Question, evidence, summary
 from .training import Stopped, Trained, go_on, resume, train
 from .zoo import MODELS
 
@@ -238,7 +238,10 @@ def _tell_training(trained: Trained) -> None:
 @told
 def _evidence(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
-    num_samples: Annotated[int, typer.Option(help="K, per datum.")] = ASKED.num_samples,
+    num_samples: Annotated[
+        int | None,
+        _option("K, per datum, of estimators that have one; others by --option.", NUM_SAMPLES),
+    ] = None,
     estimator: Annotated[
         str, typer.Option(help=f"{', '.join(ESTIMATORS)}, or {OWN}.")
     ] = ASKED.estimator,

@@ -21,7 +21,22 @@ from typing import Any
 
 import torch
 
-from ..inference import Estimate, ImportanceSampling, PriorMonteCarlo
+from ..inference import (
+    AnnealedImportanceSampling,
+    BidirectionalMonteCarlo,
+    BridgeSampling,
+    ChiUpperBound,
+    Estimate,
+    EvidenceUpperBound,
+    HarmonicMean,
+    ImportanceSampling,
+    JackknifeImportanceSampling,
+    PriorMonteCarlo,
+    RefinedImportanceSampling,
+    Sandwich,
+    SequentialMonteCarlo,
+    ThermodynamicIntegration,
+)
 from ..inference.evidence.estimate import khat_threshold
 from ..inference.files import write_new
 from ..inference.tables import table
@@ -36,7 +51,18 @@ from .training import check_data, load_data, restore
 ESTIMATORS: dict[str, Callable[..., Any]] = {
     "importance-sampling": ImportanceSampling,
     "prior-monte-carlo": PriorMonteCarlo,
+    "refined-importance-sampling": RefinedImportanceSampling,
+    "jackknife-importance-sampling": JackknifeImportanceSampling,
+    "annealed-importance-sampling": AnnealedImportanceSampling,
+    "bidirectional-monte-carlo": BidirectionalMonteCarlo,
+    "sequential-monte-carlo": SequentialMonteCarlo,
+    "bridge-sampling": BridgeSampling,
+    "thermodynamic-integration": ThermodynamicIntegration,
+    "chi-upper-bound": ChiUpperBound,
+    "evidence-upper-bound": EvidenceUpperBound,
+    "harmonic-mean": HarmonicMean,
 }
+NUM_SAMPLES = 5000  # of an estimator that takes a number of samples and is told none
 SIDES = {
     "lower": "its expectation lies below the true log p(x)",
     "upper": "its expectation lies above the true log p(x)",
@@ -49,7 +75,7 @@ class Question:
     """What is asked of a run."""
 
     estimator: str = "importance-sampling"
-    num_samples: int = 5000
+    num_samples: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
     split: str = "test"
     subset: int | None = None
@@ -58,9 +84,18 @@ class Question:
     device: str = "auto"
     data_folder: str | None = None
 
+    def samples(self) -> int | None:
+        """K, where the estimator takes one or was given one."""
+        factory = look_up("estimator", self.estimator, ESTIMATORS)
+        if self.num_samples is None and accepts(factory, "num_samples"):
+            return NUM_SAMPLES
+        return self.num_samples
+
     def file(self, run: Run) -> Path:
         """Where the answer goes, unless it is told otherwise."""
-        parts = [self.estimator, self.split, f"K{self.num_samples}"]
+        parts = [self.estimator, self.split]
+        if (samples := self.samples()) is not None:
+            parts.append(f"K{samples}")
         if self.subset is not None:
             parts.append(f"subset{self.subset}-{self.subset_seed}")
         parts += [f"{name}={value}" for name, value in sorted(self.options.items())]
@@ -74,7 +109,7 @@ class Question:
 class Answer:
     """The estimate, of which rows of which split, and the file it is in."""
 
-    estimate: Estimate
+    estimate: Estimate | Sandwich
     rows: torch.Tensor
     total: int
     file: Path
@@ -96,14 +131,15 @@ def evidence(run: Run, question: Question, output: Path | None = None) -> Answer
         )
     check_writable(file.parent)
     device = find_device(question.device)
-    estimator = _estimator(question)
+    journal = file.with_name(f".{file.name}.unfinished")
+    estimator = _estimator(question, journal)
     dataset = _dataset(run, question)
     rows = _rows(dataset, question)
     pair = load_pair(run, dataset, device)
     x = dataset.split(question.split)[rows]
     with pair.evaluating():
         estimate = estimator(pair.model, pair.guide, x)
-    if not isinstance(estimate, Estimate):
+    if not isinstance(estimate, Estimate | Sandwich):
         raise FactoryError(
             f"the estimator of '{question.estimator}' should return an Estimate, "
             f"found {type(estimate).__name__}."
@@ -111,6 +147,7 @@ def evidence(run: Run, question: Question, output: Path | None = None) -> Answer
     found = estimate.to_dataset().assign_coords(datum=rows.numpy())
     found.attrs |= _provenance(run, question, dataset)
     file = write_new(file, bytes(found.to_netcdf(engine="scipy")))
+    journal.unlink(missing_ok=True)
     return Answer(estimate, rows, len(dataset.split(question.split)), file)
 
 
@@ -129,34 +166,48 @@ def load_pair(run: Run, dataset: Dataset, device: torch.device | None = None) ->
 
 def summary(answer: Answer, question: Question) -> str:
     """The answer as a table of one row, and what its words mean."""
-    estimate = answer.estimate
+    found = answer.estimate
+    both = [found] if isinstance(found, Estimate) else [found.lower, found.upper]
+    rows = [_cells(question.estimator, estimate) for estimate in both]
+    of = f"{len(both[0]):,} of {answer.total:,} {question.split} data"
+    lines = [table(list(rows[0]), [list(cells.values()) for cells in rows], left=(0,)), ""]
+    lines.append(f"nats per datum, mean over {of}")
+    lines += [f"{one.direction}: {SIDES[one.direction]}" for one in both]
+    if isinstance(found, Sandwich):
+        gap, error = found.mean_gap()
+        where = "x" if question.options.get("posterior") else "data simulated from the model"
+        lines.append(f"gap {gap:.3f} ± {error:.3f}, on {where}: how far off either side can be")
+    warnings = [warning for one in both for warning in one.warnings()]
+    if warnings:
+        lines.append(
+            f"{'; '.join(dict.fromkeys(warnings))}: these numbers, and the Monte Carlo error of "
+            "all, may be worse than they look"
+        )
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _cells(name: str, estimate: Estimate) -> dict[str, str]:
+    """A row of the table, by header."""
     mean, elbo = estimate.mean(), estimate.mean_elbo()
     limit = khat_threshold(estimate.num_samples)
-    cells = {
-        "estimator": question.estimator,
+    return {
+        "estimator": name,
         "K": f"{estimate.num_samples:,}",
         "log p(x)": f"{mean.value:.3f}",
         "± Monte Carlo": number(mean.monte_carlo_stderr),
         "± data": number(mean.data_stderr),
-        "ELBO": f"{elbo.value:.3f}",
+        "ELBO": number(elbo.value),
         "k̂ median": khat_quantile(estimate, 0.5),
         "k̂ 95%": khat_quantile(estimate, 0.95),
         "k̂ max": khat_quantile(estimate, 1.0),
-        f"k̂ ≥ {limit:.2f}": f"{mean.unreliable:.1%}",
+        f"k̂ ≥ {limit:.2f}": _share(estimate.khat >= limit, estimate.khat),
         "side": estimate.direction,
     }
-    lines = [
-        table(list(cells), [list(cells.values())], left=(0,)),
-        "",
-        f"nats per datum, mean over {len(estimate):,} of {answer.total:,} {question.split} data; "
-        f"{estimate.direction}: {SIDES[estimate.direction]}",
-    ]
-    if mean.unreliable > 0:
-        lines.append(
-            f"k̂ is too high (or unknown) for {mean.unreliable:.1%} of the data: their numbers, and "
-            "the Monte Carlo error of all, may be worse than they look"
-        )
-    return "\n".join(lines)
+
+
+def _share(chosen: torch.Tensor, khat: torch.Tensor) -> str:
+    """A share of the data in percent; a dash where k̂ is known for none."""
+    return "-" if bool(khat.isnan().all()) else f"{float(chosen.double().mean()):.1%}"
 
 
 def number(value: float) -> str:
@@ -174,9 +225,13 @@ def khat_quantile(estimate: Estimate, q: float) -> str:
     return f"{known.quantile(q, interpolation='higher'):.2f}" if len(known) else "-"
 
 
-def _estimator(question: Question) -> Callable[..., Any]:
+def _estimator(question: Question, journal: Path) -> Callable[..., Any]:
     factory = look_up("estimator", question.estimator, ESTIMATORS)
-    options = {"num_samples": question.num_samples, "seed": question.seed, **question.options}
+    options = {"seed": question.seed, **question.options}
+    if (samples := question.samples()) is not None:
+        options.setdefault("num_samples", samples)
+    if accepts(factory, "checkpoint"):  # an interrupted score goes on when it is asked for again
+        options.setdefault("checkpoint", str(journal))
     if accepts(factory, "progress"):
         options.setdefault("progress", sys.stderr.isatty())
     estimator = call(question.estimator, factory, options=options)

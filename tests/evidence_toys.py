@@ -189,30 +189,30 @@ def codes(num_codes) -> Toy:
 
 
 @functools.cache
-def codes_and_scale(num_codes=4, num_data=2) -> Toy:
-    """The same with a continuous latent beside the codes: normal given each of their assignments."""
+def codes_and_scale(num_codes=3, num_data=2) -> Toy:
+    """The same with a continuous latent beside the codes, normal given their assignment."""
     tables, x, log_prior, mean = code_numbers(num_codes, num_data)
-    weight = np.array([1.0, -1.0, 0.5, 0.8])
+    noise, weight = 1.0, np.array([1.0, -1.0, 0.5, 0.8])
     direction = torch.as_tensor(weight)
 
     def model(x, *context):
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
             loc = torch.tanh(draw_codes(tables)) + z * direction
-            pyro.sample("x", dist.Normal(loc, 0.5).to_event(1), obs=x)
+            pyro.sample("x", dist.Normal(loc, noise).to_event(1), obs=x)
 
     nodes, log_volume = oracles.grid(1, -8.0, 8.0, 801)
     log_joint = np.stack(
         [
             oracles.logsumexp(
-                log_prior + oracles.normal_logpdf(x, mean[:, None] + z * weight, 0.5).sum(-1).T, 1
+                log_prior + oracles.normal_logpdf(x, mean[:, None] + z * weight, noise).sum(-1).T, 1
             )
             + oracles.normal_logpdf(z[0])
             for z in nodes
         ]
     )
     toy = on_a_grid(model, x, nodes, log_joint, log_volume)
-    given = [oracles.linear_gaussian_evidence(weight[:, None], m, 0.5, x) for m in mean]
+    given = [oracles.linear_gaussian_evidence(weight[:, None], m, noise, x) for m in mean]
     exact = oracles.logsumexp(np.stack(given) + log_prior[:, None], 0)
     assert np.abs(exact - toy.exact).max() < 1e-9  # closed form and quadrature
     return toy
@@ -229,9 +229,7 @@ def mixture(num_data=4) -> Toy:
 
     def model(x, *context):
         with pyro.plate("data", len(x), dim=-1):
-            y = pyro.sample(
-                "y", dist.Categorical(logits=shares), infer={"enumerate": "parallel"}
-            )
+            y = pyro.sample("y", dist.Categorical(logits=shares), infer={"enumerate": "parallel"})
             z = pyro.sample("z", dist.Normal(centres[y], scales[y][..., None]).to_event(1))
             pyro.sample("x", dist.Normal(z @ matrix.T, 1.5).to_event(1), obs=x)
 

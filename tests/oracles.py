@@ -133,7 +133,7 @@ def enumerated_codes(num_cells, num_codes):
 
 
 def kalman_evidence(decay, process, noise, x):
-    """log p(x_1..T) of z_t ~ N(a z_{t-1}, q²), x_t ~ N(z_t, r²), z_0 = 0, by filtering; x (N, T)."""
+    """log p(x_1..T) of z_t ~ N(a z_{t-1}, q²), x_t ~ N(z_t, r²), z_0 = 0, by a filter; x (N, T)."""
     mean, variance, total = np.zeros(len(x)), 0.0, np.zeros(len(x))
     for value in x.T:
         mean, variance = decay * mean, decay**2 * variance + process**2

@@ -161,7 +161,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 EVIDENCE_ERRORS = {
     "K = 0": (["--num-samples", "0"], "num_samples must be a whole number of at least 1"),
     "estimator name": (["--estimator", "ais"], "unknown estimator 'ais'; there are importance"),
-    "no estimator": (["--estimator", "cli_toys:raises"], "has no option 'num_samples'"),
+    "no samples": (
+        ["--estimator", "cli_toys:raises", "--num-samples", "5"],
+        "has no option 'num_samples'",
+    ),
+    "no estimator": (["--estimator", "cli_toys:raises"], "'cli_toys:raises' raised"),
     "no estimate": (["--estimator", "cli_toys:no_estimate"], "should return an Estimate"),
     "option": (["--option", "warm=1"], "'importance-sampling' has no option 'warm'"),
     "particles": (["--option", "particles=flock"], "particles"),

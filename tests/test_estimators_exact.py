@@ -62,9 +62,7 @@ ESTIMATORS = {
     "smc from prior": SequentialMonteCarlo(**WALK | {"num_chains": 64}, start="prior"),
     "smc adaptive": SequentialMonteCarlo(**WALK | {"num_chains": 64}, adaptive=0.9),
     "bridge": BridgeSampling(**DRAWS),
-    "thermodynamic": ThermodynamicIntegration(
-        **WALK | {"num_temperatures": 10}, num_moves=4
-    ),
+    "thermodynamic": ThermodynamicIntegration(**WALK | {"num_temperatures": 10}, num_moves=4),
     "chi upper": ChiUpperBound(3000),
     "evidence upper": EvidenceUpperBound(**DRAWS),
     "harmonic": HarmonicMean(**DRAWS),
@@ -203,9 +201,7 @@ def test_annealing_from_the_prior_needs_no_guide():
     toy = toys.linear_gaussian(2)
     ais = ESTIMATORS["annealed from prior"]
     without = ais(toy.model, None, *toy.args)
-    assert torch.equal(
-        without.log_evidence, ais(toy.model, toy.guide, *toy.args).log_evidence
-    )
+    assert torch.equal(without.log_evidence, ais(toy.model, toy.guide, *toy.args).log_evidence)
 
 
 def test_all_estimators_agree_on_a_program_in_single_precision():

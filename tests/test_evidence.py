@@ -273,7 +273,7 @@ def test_importance_sampling_needs_a_guide():
 
 def test_one_sample_has_no_error_to_report():
     estimate = _estimate(num_samples=1)
-    assert "k̂ unknown for 100%" in repr(estimate)
+    assert "k̂ unknown: it needs 21 weights, and these are 1" in repr(estimate)
     assert estimate.stderr.isnan().all()
     assert estimate.khat.isnan().all()
     assert not estimate.reliable.any()

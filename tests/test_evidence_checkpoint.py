@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import textwrap
@@ -32,7 +33,7 @@ from pyrovae.inference.evidence import journal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-X = torch.linspace(-2, 2, 4, dtype=torch.float64)
+X = torch.linspace(-2, 2, 3, dtype=torch.float64)
 FEW = HMC(num_leapfrog=2)
 ANNEAL = {"num_temperatures": 8, "pilot_temperatures": 4, "kernel": FEW}
 CHAINS = {"num_chains": 3, "num_draws": 8, "num_warmup": 20, "kernel": FEW}
@@ -108,7 +109,9 @@ def tensors(found):
     """Every number of an estimate, or of both in a sandwich."""
     if hasattr(found, "lower"):
         low, high = tensors(found.lower), tensors(found.upper)
-        return {f"lower {n}": v for n, v in low.items()} | {f"upper {n}": v for n, v in high.items()}
+        return {f"lower {n}": v for n, v in low.items()} | {
+            f"upper {n}": v for n, v in high.items()
+        }
     return {n: getattr(found, n) for n in found.CORE} | dict(found.diagnostics)
 
 
@@ -121,18 +124,43 @@ def assert_same_bits(one, two):
         )
 
 
-# the last share lies in the backward half of a sandwich, the first ones in the forward half
-@pytest.mark.parametrize("share", [0.3, 0.62, 0.7, 0.8, 0.97])
+@functools.cache
+def uninterrupted(name):
+    """The estimate for the first two data, and how often the model is called for it."""
+    whole, calls = counted()
+    return made(name)(whole, guide, X[:2]), len(calls)
+
+
+# of the second half the first part is the second tile's pilot; a sandwich goes backwards at the end
+@pytest.mark.parametrize("share", [0.35, 0.5, 0.72, 0.86, 0.97])
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_an_interrupted_estimate_goes_on_to_the_same_bits(name, share, tmp_path):
-    whole, calls = counted()
-    expected = made(name)(whole, guide, X)
+    expected, calls = uninterrupted(name)
     path = tmp_path / "estimate.pt"
-    broken, _ = counted(stop=int(share * len(calls)))
+    broken, _ = counted(stop=int(share * calls))
     with pytest.raises(KeyboardInterrupt):
-        made(name, checkpoint=path)(broken, guide, X)
-    resumed = made(name, checkpoint=path)(model, guide, X)
-    assert_same_bits(resumed, expected)
+        made(name, checkpoint=path)(broken, guide, X[:2])
+    assert_same_bits(made(name, checkpoint=path)(model, guide, X[:2]), expected)
+
+
+def _state(path):
+    """What a file holds of the tile under way."""
+    return torch.load(path, weights_only=True)["batches"][0]["state"]
+
+
+def test_a_sandwich_is_interrupted_on_both_ways(tmp_path):
+    """Stopped anywhere it goes on; and the stops lie in the forward and in the backward half."""
+    expected, calls = uninterrupted("bidirectional")
+    halves = set()
+    for stop in range(calls // 2, calls, max(calls // 24, 1)):
+        path = tmp_path / f"{stop}.pt"
+        broken, _ = counted(stop=stop)
+        with pytest.raises(KeyboardInterrupt):
+            made("bidirectional", checkpoint=path)(broken, guide, X[:2])
+        if (state := _state(path)) is not None:
+            halves.add("backward" if state["other"]["step"] else "forward")
+        assert_same_bits(made("bidirectional", checkpoint=path)(model, guide, X[:2]), expected)
+    assert halves == {"forward", "backward"}
 
 
 @pytest.mark.parametrize(
@@ -158,8 +186,8 @@ def test_interrupted_again_and_again(name, tmp_path):
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_a_checkpoint_changes_no_number(name, tmp_path):
-    expected = made(name)(model, guide, X)
-    assert_same_bits(made(name, checkpoint=tmp_path / "one.pt")(model, guide, X), expected)
+    found = made(name, checkpoint=tmp_path / "one.pt")(model, guide, X[:2])
+    assert_same_bits(found, uninterrupted(name)[0])
 
 
 def _tiles(name):
@@ -217,7 +245,7 @@ def test_batches_of_a_loader_are_kept_apart(tmp_path):
 
     whole, calls = counted()
     expected = made("annealed")(whole, guide, loader())
-    for share in (0.3, 0.6, 0.9):
+    for share in (0.4, 0.9):
         broken, _ = counted(stop=int(share * len(calls)))
         path.unlink(missing_ok=True)
         with pytest.raises(KeyboardInterrupt):
@@ -242,7 +270,7 @@ KILLED = """
 """
 
 
-@pytest.mark.parametrize("name", ["annealed", "bridge", "bidirectional"])
+@pytest.mark.parametrize("name", ["annealed", "bidirectional"])
 def test_a_killed_process_is_taken_up_by_another(name, tmp_path):
     path = tmp_path / "estimate.pt"
     whole, calls = counted()
@@ -285,7 +313,7 @@ def test_a_file_of_other_settings_is_refused(kept, other):
     assert kept.read_bytes() == before
 
 
-@pytest.mark.parametrize("x", [X + 1e-9, X[:3], X.float()])
+@pytest.mark.parametrize("x", [X + 1e-9, X[:2], X.float()])
 def test_a_file_of_other_data_is_refused(kept, x):
     with pytest.raises(ValueError, match="belongs to other settings, programs or data"):
         made("importance", checkpoint=kept)(model, guide, x)
@@ -376,14 +404,14 @@ def test_a_flipped_byte_is_refused_or_harmless(name, tmp_path):
         try:
             found = made(name, checkpoint=path)(model, guide, X)
         except ValueError as error:
-            assert "checkpoint" in str(error)
+            assert "checkpoint" in str(error)  # noqa: PT017
         else:
             assert_same_bits(found, expected)
 
 
 def test_a_missing_folder_is_refused_before_anything_is_run(tmp_path):
     watched, calls = counted()
-    with pytest.raises(FileNotFoundError, match="checkpoint: there is no folder .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"checkpoint: there is no folder .*nowhere"):
         made("importance", checkpoint=tmp_path / "nowhere" / "one.pt")(watched, guide, X)
     assert not calls
 
@@ -427,6 +455,22 @@ def test_no_temporary_file_is_left(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["one.pt"]
 
 
+class Exact:
+    """A posterior that is an object, and says nothing of itself."""
+
+    def __call__(self, x):
+        posterior(x)
+
+
+def test_an_object_for_a_posterior_is_the_same_in_another_process(tmp_path):
+    """Its address is not, and must not be what a checkpoint is held against."""
+    path = tmp_path / "estimate.pt"
+    objects = [Exact(), Exact()]  # two addresses, as two processes would have
+    found = made("bidirectional", posterior=objects[0], checkpoint=path)(model, guide, X[:2])
+    again = made("bidirectional", posterior=objects[1], checkpoint=path)(model, guide, X[:2])
+    assert_same_bits(found, again)
+
+
 # --- programs that are planned twice -------------------------------------------------------------
 
 
@@ -451,7 +495,7 @@ def test_latents_that_only_later_data_have_do_not_confuse_the_checkpoint(tmp_pat
     lengths = torch.full((300,), 2)
     lengths[280] = 3  # beyond the data that a plan looks at
     x = torch.randn(300, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    settings = {"num_samples": 20}
+    settings = {"num_samples": 20, "memory": 50_000}
     expected = made("importance", **settings)(_ragged, _ragged_guide, x, lengths)
     for _ in range(2):  # the second time what the first has left is read
         found = made("importance", checkpoint=path, **settings)(_ragged, _ragged_guide, x, lengths)

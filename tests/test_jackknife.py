@@ -16,7 +16,7 @@ from pyrovae.inference.evidence.jackknife import jackknife
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SCALES = [0.0, 1e-4, 1.0, 5.0, 50.0]  # standard deviations of log-weights
+SCALES = [0.0, 1e-4, 1.0, 5.0]  # standard deviations of log-weights
 
 
 def by_subsets(log_weight, order):
@@ -131,7 +131,9 @@ def test_the_expected_bias_has_the_tail_that_theory_gives():
 
 
 def test_the_expected_biases_fall_by_one_order_more_each():
-    np.testing.assert_allclose(slopes(64, 128), [-1, -2, -3], atol=0.06)
+    """What a slope still lacks at K falls like 1/K, so two of them tell the limit."""
+    limit = 2 * slopes(32, 64) - slopes(16, 32)
+    np.testing.assert_allclose(limit, [-1, -2, -3], atol=0.02)
 
 
 def model(x):

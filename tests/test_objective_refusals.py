@@ -255,7 +255,7 @@ def guide_of_sums(x):
 
 def test_dreams_must_fit_the_data():
     x = torch.zeros(4, 2)
-    with pytest.raises(ProgramError, match=r"the sleep update puts .*'x_0' \(4,\), 'x_1'"):
+    with pytest.raises(ProgramError, match=r"simulated observations are to .*'x_0' \(4,\), 'x_1'"):
         RWS(sleep=1.0).differentiable_loss(step_by_step, guide_of_sums, x)
     loss = RWS(sleep=0.0).differentiable_loss(step_by_step, guide_of_sums, x)
     assert loss.isfinite()

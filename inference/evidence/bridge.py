@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .posterior import RELIABLE_RHAT, Sampling, mixing
+from .estimate import RELIABLE_RHAT
+from .posterior import Sampling, mixing
 from .proposals import fit
 from .scoring import Scores, Tile
 

@@ -16,8 +16,7 @@ import xarray as xr
 
 from ..tables import table
 from .annealing.bidirectional import Sandwich
-from .estimate import Estimate
-from .posterior import RELIABLE_RHAT
+from .estimate import RELIABLE_RHAT, Estimate
 
 _SIGNIFICANT = 3.0  # combined errors
 _CONTRADICTORY = 5.0
@@ -105,8 +104,8 @@ class EvidenceComparison:
         mean = self.estimates[best].mean()
         reason = doubt(self.estimates[best])
         lines.append(
-            f"believe {best}: {mean.value:.2f} ± {mean.monte_carlo_stderr:.2f}, the highest lower "
-            f"bound{f', though {reason}' if reason else ''}"
+            f"believe {best}: {mean.value:.2f} ± {mean.monte_carlo_stderr:.2f}, a lower bound that "
+            f"no other exceeds{f', though {reason}' if reason else ''}"
         )
         for name in self.side("lower"):
             if name != best and (off := self.difference(best, name)).exceeds(_SIGNIFICANT):
@@ -167,7 +166,9 @@ class EvidenceComparison:
             if best is not None:
                 off = self.difference(name, best)
                 cells.append("" if name == best else f"{off.value:+.3f} ± {off.stderr:.3f}")
-            cells += [_quantile(one, 0.5), _quantile(one, 0.95), _share(too_high(one))]
+            unknown = bool(one.khat.isnan().all())
+            cells += [_quantile(one, 0.5), _quantile(one, 0.95)]
+            cells.append("-" if unknown else _share(too_high(one)))
             cells.append(_share(unmixed(one)))
             for cost in ("evaluations", "gradients"):
                 cells.append(f"{float(one.provenance.get(cost, 0)):,.0f}")

@@ -15,6 +15,9 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+RELIABLE_RHAT = 1.05
+LEAST_FOR_KHAT = 21  # weights, whose tail holds five
+
 
 def khat_threshold(num_samples: int) -> float:
     """The k̂ above which K samples say nothing: min(1 − 1/log10 K, 0.7).
@@ -104,8 +107,35 @@ class Estimate:
 
     @property
     def reliable(self) -> Tensor:
-        """Where k̂ is known and below its threshold for K samples, ``(N,)`` of bool."""
-        return self.khat < khat_threshold(self.num_samples)
+        """Where the diagnosis speaks for the estimate, ``(N,)`` of bool.
+
+        That is k̂, known and below its threshold for K samples; and of chains R̂, below 1.05, in its
+        place or beside it.
+        """
+        fits = self.khat < khat_threshold(self.num_samples)
+        rhat = self.diagnostics.get("rhat")
+        if rhat is None:
+            return fits
+        return (fits | self.khat.isnan()) & (rhat < RELIABLE_RHAT)
+
+    def warnings(self) -> list[str]:
+        """What the diagnoses say against the estimate, in words; nothing where they do not."""
+        found = []
+        unknown = float(self.khat.isnan().double().mean())
+        limit = khat_threshold(self.num_samples)
+        if too_high := float((self.khat >= limit).double().mean()):
+            found.append(f"k̂ too high for {too_high:.0%}")
+        rhat = self.diagnostics.get("rhat")
+        if rhat is not None:
+            if unmixed := float((~(rhat < RELIABLE_RHAT)).double().mean()):
+                found.append(f"R̂ too high for {unmixed:.0%}")
+        elif unknown and self.num_samples < LEAST_FOR_KHAT:
+            found.append(
+                f"k̂ unknown: it needs {LEAST_FOR_KHAT} weights, and these are {self.num_samples}"
+            )
+        elif unknown and "left" not in self.diagnostics:
+            found.append(f"k̂ unknown for {unknown:.0%}: too few different weights")
+        return found
 
     def mean(self) -> MeanEstimate:
         """The mean over data with its Monte Carlo and its data-set error."""
@@ -149,14 +179,10 @@ class Estimate:
         return dataset
 
     def __repr__(self) -> str:
-        mean = self.mean()
-        unknown = float(self.khat.isnan().double().mean())
-        too_high = mean.unreliable - unknown
-        warning = f", k̂ too high for {too_high:.0%}" if too_high > 0 else ""
-        warning += f", k̂ unknown for {unknown:.0%}: too few different weights" if unknown else ""
+        warning = "".join(f", {one}" for one in self.warnings())
         return (
             f"Estimate({len(self)} data, K={self.num_samples}, {self.direction}: mean log p(x) = "
-            f"{mean}{warning})"
+            f"{self.mean()}{warning})"
         )
 
 

@@ -30,7 +30,6 @@ from .proposals import Proposal, Scaled, StudentT
 from .scoring import Estimator, Tile
 from .tiles import Tiles
 
-RELIABLE_RHAT = 1.05
 _LEAST_MOVES = 20
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -73,6 +73,7 @@ class Scores:
         num_gradients: how often its gradient was taken, per datum.
         largest: the largest log-weights, ``(M + 1, n)``, in descending order, for the Pareto fit.
         arrays: larger results by name, data along dimension 0, for what is more than an Estimate.
+        seconds: what it took; filled in by the frame.
     """
 
     fields: dict[str, Tensor]
@@ -80,6 +81,7 @@ class Scores:
     num_gradients: float = 0.0
     largest: Tensor | None = None
     arrays: dict[str, Tensor] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -282,6 +284,7 @@ def _score_as_planned(
     )
     scores: list[Scores] = []
     khat: list[Tensor] = []
+    fresh = 0.0
     block = max(sizes.data, _BLOCK)
     with tqdm(
         total=size,
@@ -299,7 +302,10 @@ def _score_as_planned(
                     manual_seed(seed)
                     shown = _share_of(bar, rows)
                     keeper = journal.keeper(number, len(scores))
+                    begun = time.perf_counter()
                     made = estimator._score(tile(rows, sizes, keeper=keeper, advance=shown))
+                    made = replace(made, seconds=time.perf_counter() - begun)
+                    fresh += made.seconds
                     journal.add(number, len(scores), dict(vars(made)))
                     scores.append(made)
                 bar.update(rows.stop - bar.n)
@@ -310,7 +316,11 @@ def _score_as_planned(
         {
             "estimator": type(estimator).__name__,
             "settings": _plain(
-                {one.name: getattr(estimator, one.name) for one in fields(estimator)}
+                {
+                    one.name: getattr(estimator, one.name)
+                    for one in fields(estimator)
+                    if one.name != "checkpoint"
+                }
             ),
             "seed": draws.seed,
             "guide_way": plan.guide_way,
@@ -320,7 +330,8 @@ def _score_as_planned(
             "versions": versions(),
             "evaluations": max(one.num_evaluations for one in scores),
             "gradients": max(one.num_gradients for one in scores),
-            "seconds": time.perf_counter() - began,
+            # what an interrupted call had spent on its tiles counts too
+            "seconds": time.perf_counter() - began - fresh + sum(one.seconds for one in scores),
         },
     )
 

@@ -18,9 +18,10 @@ import torch
 from ..programs import check_count, check_number
 from .accumulator import WeightSums
 from .annealing.importance import summed
+from .estimate import RELIABLE_RHAT
 from .importance import sampling_tiles, stream
 from .pareto import pareto_shape
-from .posterior import RELIABLE_RHAT, Sampling, mixing
+from .posterior import Sampling, mixing
 from .scoring import Estimator, Scores, Tile
 from .tiles import Tiles
 

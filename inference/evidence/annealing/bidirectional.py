@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
+import xarray as xr
 from torch import Tensor
 
 from ...kernels import Path
@@ -59,6 +60,18 @@ class Sandwich:
         size = len(self.gap)
         error = float(self.gap.std()) / math.sqrt(size) if size > 1 else math.nan
         return float(self.gap.mean()), error
+
+    def __len__(self) -> int:
+        return len(self.lower)
+
+    def to_dataset(self) -> xr.Dataset:
+        """The lower estimate's ``xarray.Dataset``, with the upper one's as ``upper_*``."""
+        lower, upper = self.lower.to_dataset(), self.upper.to_dataset()
+        joined = lower.assign(
+            {f"upper_{name}": upper[name] for name in upper.data_vars if name != "elbo"}
+        )
+        joined.attrs["direction"] = "lower and upper"
+        return joined.assign(gap=("datum", self.gap.numpy()))
 
     def __repr__(self) -> str:
         low, high = self.lower.mean(), self.upper.mean()
