@@ -227,9 +227,10 @@ def khat_quantile(estimate: Estimate, q: float) -> str:
 
 def _estimator(question: Question, journal: Path) -> Callable[..., Any]:
     factory = look_up("estimator", question.estimator, ESTIMATORS)
-    options = {"seed": question.seed, **question.options}
+    options: dict[str, Any] = {"seed": question.seed}
     if (samples := question.samples()) is not None:
-        options.setdefault("num_samples", samples)
+        options = {"num_samples": samples, **options}
+    options |= question.options
     if accepts(factory, "checkpoint"):  # an interrupted score goes on when it is asked for again
         options.setdefault("checkpoint", str(journal))
     if accepts(factory, "progress"):

@@ -8,15 +8,19 @@ The support is asked for in the run itself, so it may depend on other latents.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from pyro.poutine.runtime import Message
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import Independent, biject_to, constraints
 from torch.distributions.transforms import Transform
 
 from .programs import ProgramError
+from .refusals import base
 from .support import unbounded
 
 
@@ -26,6 +30,8 @@ def bijection(fn: Any, name: str) -> Transform | None:
     Raises:
         ProgramError: the latent is discrete, or its support has no bijection.
     """
+    if isinstance(base(fn), dist.VonMises):  # says it lives on the line, and has no mass there
+        return biject_to(constraints.interval(-math.pi, math.pi))
     try:
         if fn.support.is_discrete:
             raise ProgramError(
@@ -42,12 +48,47 @@ def bijection(fn: Any, name: str) -> Transform | None:
         ) from error
 
 
-class Placement:
-    """Places coordinates ``(..., d)`` at the sites of a run, and notes the volume they take.
+def _event_shape(fn: Any, transform: Transform | None) -> torch.Size:
+    """The event of a latent's coordinates."""
+    if transform is None:
+        return fn.event_shape
+    # bounds that are tensors would lend an event without dimensions the shape of the batch
+    whole = transform.inverse_shape(fn.batch_shape + fn.event_shape)
+    return whole[len(fn.batch_shape) :]
 
-    Attributes:
-        log_volume: by site, log |det T'| or, where it is masked, the standard normal density.
+
+def _mask(fn: Any, mask: Any, name: str, is_plain: bool) -> Tensor | None:
+    """Which coordinates have a density of the program's own, ``(..., d)`` or ``(..., 1)``.
+
+    A mask stands at the site, or in its distribution, outside its event dimensions or inside.
+
+    Raises:
+        ProgramError: a mask inside an event whose coordinates are not its components.
     """
+    found = [] if mask is None or mask is True else [torch.as_tensor(mask)[..., None]]
+    event = fn.event_shape
+    inside = 0  # event dimensions that a mask further in sees as its batch
+    while isinstance(fn, MaskedDistribution | ExpandedDistribution | Independent):
+        if isinstance(fn, Independent):
+            inside += fn.reinterpreted_batch_ndims
+        elif isinstance(fn, MaskedDistribution) and fn._mask is not True:
+            own = torch.as_tensor(fn._mask)
+            if inside and not is_plain:
+                raise ProgramError(
+                    f"latent '{name}' is masked inside its event, and its support is bounded: mask "
+                    "whole events, with poutine.mask"
+                )
+            whole = own.expand(torch.broadcast_shapes(own.shape, event)) if inside else own
+            found.append(whole.flatten(-inside) if inside else whole[..., None])
+        fn = fn.base_dist
+    together = None
+    for one in found:
+        together = one if together is None else together & one
+    return together
+
+
+class Placement:
+    """Places coordinates ``(..., d)`` at the sites of a run, and notes the volume they take."""
 
     def __init__(self) -> None:
         self._placed: dict[str, tuple[Tensor, Tensor | None]] = {}
@@ -55,7 +96,7 @@ class Placement:
     def __call__(self, msg: Message, coordinates: Tensor) -> Tensor:
         name, fn = str(msg["name"]), msg["fn"]
         transform = bijection(fn, name)
-        event = fn.event_shape if transform is None else transform.inverse_shape(fn.event_shape)
+        event = _event_shape(fn, transform)
         u = coordinates.reshape(*coordinates.shape[:-1], *event)
         if transform is None:
             self._placed[name] = coordinates, None
@@ -67,21 +108,24 @@ class Placement:
         return value
 
     def log_volume(self, sites: dict[str, dict]) -> dict[str, Tensor]:
-        """By site, once the run is over: of its batch shape; without those that have none."""
+        """log |det T'| by site, once the run is over; what is masked has the standard normal's.
+
+        Of the site's batch shape; sites that have none are left out.
+        """
         volumes = {}
         for name, (coordinates, log_det) in self._placed.items():
-            mask = sites[name]["mask"]
-            if mask is None or mask is True:
+            fn, plain = sites[name]["fn"], log_det is None
+            mask = _mask(fn, sites[name]["mask"], name, plain)
+            if mask is None:
                 if log_det is not None:
                     volumes[name] = log_det
                 continue
-            normal = -0.5 * (coordinates.square() + _LOG_2PI).sum(-1)
-            inside = torch.zeros_like(normal) if log_det is None else log_det
-            volumes[name] = torch.where(torch.as_tensor(mask), inside, normal)
+            normal = -0.5 * (coordinates.square() + math.log(2 * math.pi))
+            alone = torch.where(mask, 0.0, normal).sum(-1)
+            if log_det is not None:
+                alone = alone + torch.where(mask[..., 0], log_det, 0.0)
+            volumes[name] = alone
         return volumes
-
-
-_LOG_2PI = float(torch.log(torch.tensor(2 * torch.pi, dtype=torch.float64)))
 
 
 def coordinates_of(site: dict) -> Tensor:
@@ -91,11 +135,8 @@ def coordinates_of(site: dict) -> Tensor:
     """
     fn, value = site["fn"], site["value"]
     transform = bijection(fn, site["name"])
+    event = _event_shape(fn, transform)
     u = value if transform is None else transform.inv(value)
-    event = fn.event_shape if transform is None else transform.inverse_shape(fn.event_shape)
     u = u.flatten(-len(event)) if event else u[..., None]
-    mask = site["mask"]
-    if mask is not None and mask is not True:
-        keep = torch.as_tensor(mask, device=u.device)[..., None]
-        u = torch.where(keep, u, torch.randn_like(u))
-    return u
+    mask = _mask(fn, site["mask"], site["name"], transform is None)
+    return u if mask is None else torch.where(mask.to(u.device), u, torch.randn_like(u))

@@ -95,8 +95,6 @@ class Path:
         """
         start = self.start
         u = self.target.draw(start, count) if isinstance(start, str) else start.draw(count)
-        if len(u) != count:  # nothing to draw: all latents are summed out
-            u = u.expand(count, *u.shape[1:])
         outside = ~u.isfinite().all(-1)
         return torch.where(outside[..., None], torch.zeros_like(u), u), outside
 
@@ -207,8 +205,8 @@ class HMC:
         end = path.point(u + stride * momentum)
         momentum = momentum + 0.5 * stride * _slope_between(end, beta)
         gain = log_between(end, beta) - 0.5 * momentum.double().square().sum(-1) - before
-        sound = gain.isfinite() & end.slope_joint.isfinite().all(-1)
-        sound = sound & end.slope_start.isfinite().all(-1)
+        # a chain that stands where the density is zero may go anywhere else
+        sound = gain.isfinite() | ((gain == torch.inf) & (before == -torch.inf))
         gain = gain.masked_fill(~sound, -torch.inf)
         acceptance = gain.clamp(max=0).exp()
         accepted = torch.rand_like(acceptance) < acceptance

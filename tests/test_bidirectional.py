@@ -28,7 +28,7 @@ from pyrovae.inference.evidence.annealing import settings
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 DIM, NOISE = 3, 1.0
-WALK = {"num_chains": 16, "num_temperatures": 40, "kernel": HMC(3)}
+WALK = {"num_chains": 64, "num_temperatures": 40, "kernel": HMC(3)}
 WAYS = {
     "guide": {},
     "prior": {"start": "prior"},
@@ -37,17 +37,18 @@ WAYS = {
 }
 
 
-def real_data(num_data=200):
+def real_data(num_data=300):
     """Given data, and the program that draws their exact posterior."""
     toy = toys.linear_gaussian(DIM, num_data=num_data, noise=NOISE)
     return toy, toys.exact_posterior_of(DIM, num_data=num_data, noise=NOISE)
 
 
-def exact_of(x, num_data=200):
+def exact_of(x, num_data=300):
     weight, bias, _ = toys.linear_numbers(DIM, num_data, NOISE)
     return oracles.linear_gaussian_evidence(weight, bias, NOISE, x.numpy())
 
 
+@functools.cache
 def sandwich(way, simulated):
     toy, posterior = real_data()
     bdmc = BidirectionalMonteCarlo(**WALK | WAYS[way], posterior=None if simulated else posterior)

@@ -165,7 +165,7 @@ EVIDENCE_ERRORS = {
         ["--estimator", "cli_toys:raises", "--num-samples", "5"],
         "has no option 'num_samples'",
     ),
-    "no estimator": (["--estimator", "cli_toys:raises"], "'cli_toys:raises' raised"),
+    "no estimator": (["--estimator", "cli_toys:raises"], "has no option 'seed'"),
     "no estimate": (["--estimator", "cli_toys:no_estimate"], "should return an Estimate"),
     "option": (["--option", "warm=1"], "'importance-sampling' has no option 'warm'"),
     "particles": (["--option", "particles=flock"], "particles"),

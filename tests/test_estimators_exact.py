@@ -32,29 +32,29 @@ from pyrovae.inference import (
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-WALK = {"num_chains": 32, "num_temperatures": 16, "kernel": HMC(3)}
-DRAWS = {"num_chains": 16, "num_draws": 50, "num_warmup": 40, "kernel": HMC(3)}
+WALK = {"num_chains": 32, "num_temperatures": 12, "kernel": HMC(3)}
+DRAWS = {"num_chains": 16, "num_draws": 40, "num_warmup": 30, "kernel": HMC(3)}
 FIT = {"num_samples": 1500, "num_steps": 80}
 
 ESTIMATORS = {
-    "importance": ImportanceSampling(3000),
-    "smooth": ImportanceSampling(3000, smooth=True),
-    "defensive": ImportanceSampling(3000, defensive=0.2),
-    "student": ImportanceSampling(3000, proposal=StudentT(5)),
-    "scaled": ImportanceSampling(3000, proposal=Scaled(1.3)),
+    "importance": ImportanceSampling(2000),
+    "smooth": ImportanceSampling(2000, smooth=True),
+    "defensive": ImportanceSampling(2000, defensive=0.2),
+    "student": ImportanceSampling(2000, proposal=StudentT(5)),
+    "scaled": ImportanceSampling(2000, proposal=Scaled(1.3)),
     "refined": RefinedImportanceSampling(**FIT),
     "refined full rank": RefinedImportanceSampling(**FIT, full_rank=True),
-    "jackknife 1": JackknifeImportanceSampling(3000, order=1),
-    "jackknife 2": JackknifeImportanceSampling(3000, order=2),
+    "jackknife 1": JackknifeImportanceSampling(2000, order=1),
+    "jackknife 2": JackknifeImportanceSampling(2000, order=2),
     "annealed": AnnealedImportanceSampling(**WALK, schedule=Sigmoid()),
     "annealed linear": AnnealedImportanceSampling(**WALK, schedule=Linear()),
     "annealed equal length": AnnealedImportanceSampling(**WALK, schedule=EqualLength()),
     "annealed langevin": AnnealedImportanceSampling(**WALK | {"kernel": Langevin()}),
     "annealed from prior": AnnealedImportanceSampling(
-        **WALK | {"num_temperatures": 30}, start="prior"
+        **WALK | {"num_temperatures": 24}, start="prior"
     ),
     "annealed from prior langevin": AnnealedImportanceSampling(
-        **WALK | {"kernel": Langevin(), "num_temperatures": 60},
+        **WALK | {"kernel": Langevin(), "num_temperatures": 40},
         start="prior",
         schedule=EqualLength(Linear()),
     ),
@@ -63,7 +63,7 @@ ESTIMATORS = {
     "smc adaptive": SequentialMonteCarlo(**WALK | {"num_chains": 64}, adaptive=0.9),
     "bridge": BridgeSampling(**DRAWS),
     "thermodynamic": ThermodynamicIntegration(**WALK | {"num_temperatures": 10}, num_moves=4),
-    "chi upper": ChiUpperBound(3000),
+    "chi upper": ChiUpperBound(2000),
     "evidence upper": EvidenceUpperBound(**DRAWS),
     "harmonic": HarmonicMean(**DRAWS),
 }
@@ -76,8 +76,13 @@ MODELS = {
     "mixture": toys.mixture,
     "state space": toys.state_space,
 }
-# proposals that 50 dimensions ask too much of, as their k̂ says
-HOPELESS = {("scaled", "linear 50"), ("chi upper", "linear 50")}
+# 50 dimensions ask too much of a wide proposal; one normal has thinner tails than a mixture of many
+DISTRUSTED = {
+    ("scaled", "linear 50"),
+    ("chi upper", "linear 50"),
+    ("refined", "codes and scale"),
+    ("refined full rank", "codes and scale"),
+}
 BELIEVED = 0.7  # no error means anything where k̂ is above
 
 
@@ -111,16 +116,16 @@ def test_numbers_are_within_five_errors_of_exact_and_on_the_side_they_state(name
     assert estimate.log_evidence.dtype == torch.float64
     if np.isfinite(target_of(name, toy)).all():
         z = per_datum_z(name, toy, estimate)
-        assert 2 * len(z) >= len(estimate) or (name, model) in HOPELESS
+        assert 2 * len(z) >= len(estimate) or (name, model) in DISTRUSTED
         assert np.abs(z).max(initial=0.0) < 5
     mean = estimate.mean()
     side = (mean.value - toy.exact.mean()) / mean.monte_carlo_stderr
     assert side < 5 or estimate.direction == "upper"
-    assert side > -5 or estimate.direction == "lower" or (name, model) in HOPELESS
+    assert side > -5 or estimate.direction == "lower"
 
 
-@pytest.mark.parametrize(("name", "model"), sorted(HOPELESS))
-def test_what_cannot_work_says_so(name, model):
+@pytest.mark.parametrize(("name", "model"), sorted(DISTRUSTED))
+def test_proposals_that_do_not_cover_the_posterior_are_distrusted(name, model):
     _, estimate = score(name, model)
     assert (estimate.khat > BELIEVED).double().mean() > 0.5
 
@@ -180,7 +185,7 @@ def test_the_evidence_upper_bound_is_evidence_plus_the_divergence_from_the_poste
 
 def test_the_chi_upper_bound_is_its_closed_form():
     toy = toys.linear_gaussian(3, num_data=100, shift=0.5)
-    estimate = ChiUpperBound(3000)(toy.model, toy.guide, *toy.args)
+    estimate = ChiUpperBound(2000)(toy.model, toy.guide, *toy.args)
     error = estimate.mean().monte_carlo_stderr
     centre = estimate.mean().value + float(estimate.stderr.square().mean())
     assert abs(centre - toy.cubo.mean()) < 5 * error
@@ -210,7 +215,7 @@ def test_all_estimators_agree_on_a_program_in_single_precision():
     args = tuple(value.float() for value in toy.args)
     weight, bias, _ = toys.linear_numbers(2, 4)
     model = toys.linear_model(weight.astype(np.float32), bias.astype(np.float32), 2.0)
-    for name in ("importance", "annealed", "smc", "bridge", "thermodynamic", "refined"):
+    for name in ("importance", "annealed", "smc", "refined"):
         estimate = ESTIMATORS[name](model, toy.guide, *args)
         assert np.abs(per_datum_z(name, toy, estimate)).max() < 5, name
 

@@ -30,6 +30,7 @@ from pyrovae.inference import (
     ThermodynamicIntegration,
 )
 from pyrovae.inference.evidence import journal
+from pyrovae.inference.evidence.journal import Journal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -145,7 +146,8 @@ def test_an_interrupted_estimate_goes_on_to_the_same_bits(name, share, tmp_path)
 
 def _state(path):
     """What a file holds of the tile under way."""
-    return torch.load(path, weights_only=True)["batches"][0]["state"]
+    (plan,) = Journal._read(path)["batches"][0]["plans"].values()
+    return plan["state"]
 
 
 def test_a_sandwich_is_interrupted_on_both_ways(tmp_path):

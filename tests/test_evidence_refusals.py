@@ -441,7 +441,7 @@ def test_one_chain_has_no_error_to_report(kind):
         assert side.log_evidence.isfinite().all()
         assert side.stderr.isnan().all()
         assert not side.reliable.any()
-        assert "k̂ unknown for 100%" in repr(side)
+        assert "k̂ unknown: it needs 21 weights, and these are 1" in repr(side)
 
 
 @pytest.mark.parametrize("kind", **named(SAMPLING))
@@ -469,7 +469,7 @@ def test_one_sample_has_no_error_to_report(estimator):
     assert found.log_evidence.isfinite().all()
     assert found.stderr.isnan().all()
     assert not found.reliable.any()
-    assert "k̂ unknown for 100%" in repr(found)
+    assert "k̂ unknown: it needs 21 weights, and these are 1" in repr(found)
 
 
 def test_two_samples_of_two_strata_have_no_error_to_report():

@@ -34,7 +34,7 @@ def one_thread():
 
 
 def test_a_model_of_ones_own_takes_25_lines() -> None:
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 4
     assert len([line for line in EXAMPLES[0].splitlines() if line.strip()]) <= 25
 
 
@@ -55,6 +55,16 @@ def test_the_model_from_parts_draws_images_and_trains_under_each_objective() -> 
     exec(compile(EXAMPLES[2], "README.md", "exec"), names)
     moved = zip(before, names["vae"].parameters(), strict=True)
     assert not any(torch.equal(one, other) for one, other in moved)
+
+
+def test_estimates_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict = {}
+    for example in (EXAMPLES[1], EXAMPLES[3]):
+        exec(compile(example, "README.md", "exec"), names)
+    shown = capsys.readouterr().out
+    assert "- believe " in shown
+    for result in ("InferenceGaps(8 data", "Surgery(8 data", "Sandwich(8 data"):
+        assert result in shown
 
 
 def test_the_model_of_ones_own_on_the_command_line(

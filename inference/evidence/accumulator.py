@@ -21,6 +21,7 @@ class WeightSums:
     Args:
         num_samples: K, how many samples will be added in all.
         tail: how many of the largest are kept; by default what the Pareto fit of K needs.
+        rest: also add up all others by themselves, which nothing can then cancel.
 
     Example:
         >>> sums = WeightSums(num_samples=4)
@@ -30,11 +31,13 @@ class WeightSums:
         (tensor([0., 0.], dtype=torch.float64), tensor([4., 4.], dtype=torch.float64))
     """
 
-    def __init__(self, num_samples: int, tail: int | None = None) -> None:
+    def __init__(self, num_samples: int, tail: int | None = None, rest: bool = False) -> None:
         self.num_samples = num_samples
         self.count = 0
         wanted = tail_length(num_samples) + 1 if tail is None else tail
         self._tail = min(wanted, num_samples)
+        self._others: tuple[Tensor, Tensor] | None = None
+        self._keeps_rest = rest
 
     def add(self, log_weight: Tensor) -> None:
         """Add a tile of log-weights, ``(k, N)`` in float64."""
@@ -54,8 +57,17 @@ class WeightSums:
         self._sum = self._sum + deviation.sum(0)
         self._squares = self._squares + deviation.square().sum(0)
         pool = torch.cat([self._largest, log_weight])
-        self._largest = pool.topk(min(self._tail, len(pool)), dim=0).values
+        self._largest, where = pool.topk(min(self._tail, len(pool)), dim=0)
+        if self._keeps_rest:
+            self._put_aside(pool.scatter(0, where, -math.inf))
         self.count += len(log_weight)
+
+    def _put_aside(self, others: Tensor) -> None:
+        first, second = others.logsumexp(0), (2 * others).logsumexp(0)
+        if self._others is not None:
+            first = torch.logaddexp(self._others[0], first)
+            second = torch.logaddexp(self._others[1], second)
+        self._others = first, second
 
     def log_evidence(self) -> Tensor:
         """log of the mean weight, ``(N,)``."""
@@ -74,6 +86,11 @@ class WeightSums:
     def log_sums(self) -> tuple[Tensor, Tensor]:
         """log of the sum of the weights, and of their squares, ``(N,)``."""
         return self._log_sum, self._log_squares
+
+    def log_rest(self) -> tuple[Tensor, Tensor]:
+        """The same of all weights but the largest, where ``rest`` was asked for."""
+        assert self._others is not None
+        return self._others
 
     def largest(self) -> Tensor:
         """The largest log-weights in descending order, ``(M + 1, N)``: what k̂ is fitted to."""
@@ -99,12 +116,13 @@ class Strata:
 
     Args:
         counts: :math:`n_s`, how many samples each stratum will be given.
+        rest: see :class:`WeightSums`.
     """
 
-    def __init__(self, counts: Sequence[int]) -> None:
+    def __init__(self, counts: Sequence[int], rest: bool = False) -> None:
         self.num_samples = sum(counts)
         self._tail = min(tail_length(self.num_samples) + 1, self.num_samples)
-        self.strata = [WeightSums(count, self._tail) for count in counts if count]
+        self.strata = [WeightSums(count, self._tail, rest) for count in counts if count]
 
     @classmethod
     def of(cls, sums: WeightSums) -> Strata:
@@ -139,3 +157,13 @@ class Strata:
         """The largest log-weights of all, in descending order."""
         pool = torch.cat([stratum.largest() for stratum in self.strata])
         return pool.topk(min(self._tail, len(pool)), dim=0).values
+
+    def log_rest(self) -> tuple[Tensor, Tensor]:
+        """log of the sum, and of that of squares, of all weights but the largest."""
+        pool = torch.cat([stratum.largest() for stratum in self.strata])
+        where = pool.topk(min(self._tail, len(pool)), dim=0).indices
+        left = pool.scatter(0, where, -math.inf)
+        parts = [stratum.log_rest() for stratum in self.strata]
+        first = torch.stack([left.logsumexp(0), *(part[0] for part in parts)])
+        second = torch.stack([(2 * left).logsumexp(0), *(part[1] for part in parts)])
+        return first.logsumexp(0), second.logsumexp(0)

@@ -14,14 +14,14 @@ from ..programs import Program
 
 
 def fingerprint(
-    name: str, settings: Any, sizes: Any, model: Program, guide: Program | None, args: tuple
+    name: str, settings: Any, model: Program, guide: Program | None, args: tuple
 ) -> str:
     """SHA-256 of an estimator's name and settings, of the data, and of what the programs hold.
 
     Parameters and buffers of the modules that the programs refer to count, and Pyro's store. A
     tensor that a plain function encloses does not.
     """
-    digest = hashlib.sha256(repr((name, settings, sizes)).encode())
+    digest = hashlib.sha256(repr((name, settings)).encode())
     roots = Modules(model, model if guide is None else guide).roots()
     held = {f"{i}.{key}": v for i, root in enumerate(roots) for key, v in root.state_dict().items()}
     held |= {f"store.{key}": value for key, value in pyro.get_param_store().items()}
@@ -34,8 +34,14 @@ def fingerprint(
             if isinstance(part, Tensor):
                 _add(digest, part)
             else:
-                digest.update(repr(part).encode())
+                digest.update(_word(part).encode())
     return digest.hexdigest()
+
+
+def _word(context: object) -> str:
+    """A context that is no tensor, in a word that is the same in every process."""
+    word = repr(context)
+    return type(context).__qualname__ if " at 0x" in word else word
 
 
 def _add(digest: Any, value: Tensor) -> None:

@@ -96,7 +96,7 @@ class ImportanceSampling(Estimator):
 
     def _score(self, tile: Tile) -> Scores:
         if self.defensive == 0 and self.proposal is None:
-            sums = WeightSums(self.num_samples)
+            sums = WeightSums(self.num_samples, rest=self.smooth)
             for log_weight in stream(tile, self.num_samples):
                 sums.add(log_weight)
             return finish(Strata.of(sums), self.num_samples, self.smooth)
@@ -108,7 +108,7 @@ class ImportanceSampling(Estimator):
         local = None if self.proposal is None else self.proposal.build(target)
         of_prior = round(self.defensive * self.num_samples)
         counts = [of_prior, self.num_samples - of_prior]
-        strata = Strata(counts)
+        strata = Strata(counts, rest=self.smooth)
         parts = iter(strata.strata)
         for kind, total in zip(("prior", "proposal"), counts, strict=True):
             sums = next(parts) if total else None
@@ -215,7 +215,7 @@ def finish(strata: Strata, num_samples: int, smooth: bool = False) -> Scores:
     """What sums of weights say, their tail smoothed by choice."""
     fields, largest = strata.fields(), strata.largest()
     if smooth:
-        fields |= smooth_tail(fields, largest, num_samples)
+        fields |= smooth_tail(largest, *strata.log_rest(), num_samples)
     return Scores(fields, num_evaluations=num_samples, largest=largest)
 
 

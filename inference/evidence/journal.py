@@ -7,11 +7,11 @@ however it ends. A process that is killed loses these seconds and nothing else.
 
 from __future__ import annotations
 
+import hashlib
 import io
-import pickle
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,6 +22,7 @@ from ..files import write_atomically
 
 _INTERVAL = 10.0  # seconds
 _VERSION = 1
+_DIGEST = hashlib.sha256().digest_size
 
 
 class Keeper:
@@ -54,8 +55,8 @@ class Journal:
     """The file, or nothing where none is wanted.
 
     Raises:
-        ValueError: the file belongs to another call, or is no journal.
-        OSError: it cannot be read or written.
+        ValueError: the file is damaged, or no journal.
+        OSError: it cannot be read.
     """
 
     def __init__(self, path: str | Path | None) -> None:
@@ -72,12 +73,16 @@ class Journal:
 
     @staticmethod
     def _read(path: Path) -> dict[str, Any]:
-        content: Any = None
-        with suppress(RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError):
-            content = torch.load(path, weights_only=True)
-        if not isinstance(content, dict) or content.get("version") != _VERSION:
+        content = path.read_bytes()
+        digest, payload = content[:_DIGEST], content[_DIGEST:]
+        if hashlib.sha256(payload).digest() != digest:
             raise ValueError(f"checkpoint must be a file that an estimator wrote, but is {path}")
-        return content
+        found = torch.load(io.BytesIO(payload), weights_only=True)
+        if found["version"] != _VERSION:
+            raise ValueError(
+                f"checkpoint must be of version {_VERSION}, but {path} is of {found['version']}"
+            )
+        return found
 
     def __enter__(self) -> Journal:
         return self
@@ -97,48 +102,25 @@ class Journal:
             self._content["seed"] = draw()
         return int(self._content["seed"])
 
-    def begin_batch(self, number: int, identity: Callable[[], str]) -> None:
-        """Refuse to go on with what another call has left."""
+    def batch(self, number: int, sizes: object, identity: Callable[[], str]) -> Batch:
+        """The record of a batch of data, cut into tiles of these sizes.
+
+        Raises:
+            ValueError: the file is another call's.
+        """
         if self.path is None:
-            return
-        batch = self._content["batches"].setdefault(
-            number, {"identity": None, "tiles": {}, "state": None, "at": None}
-        )
+            return Batch({"tiles": {}, "state": None, "at": None}, lambda: None, kept=False)
         ours = identity()
-        if batch["identity"] not in (None, ours):
+        known = self._content["batches"].setdefault(number, {"identity": ours, "plans": {}})
+        if known["identity"] != ours:
             raise ValueError(
                 f"checkpoint {self.path} belongs to other settings, programs or data: choose "
                 "another file, or delete it"
             )
-        batch["identity"] = ours
+        # other tiles have other random numbers: those of another plan or budget stand beside
+        plan = known["plans"].setdefault(str(sizes), {"tiles": {}, "state": None, "at": None})
         self._write()  # a folder that cannot be written to is better known now
-
-    def finished(self, number: int, tile: int) -> dict[str, Any] | None:
-        """What the tile gave, where it is finished; else None."""
-        if self.path is None:
-            return None
-        return self._content["batches"][number]["tiles"].get(tile)
-
-    def add(self, number: int, tile: int, scores: dict[str, Any]) -> None:
-        """Keep what a tile gave."""
-        if self.path is None:
-            return
-        batch = self._content["batches"][number]
-        batch["tiles"][tile] = scores
-        batch["state"] = batch["at"] = None
-        self._note()
-
-    def keeper(self, number: int, tile: int) -> Keeper:
-        """For the state of a tile under way."""
-        if self.path is None:
-            return Keeper()
-        batch = self._content["batches"][number]
-
-        def offer(state: dict) -> None:
-            batch["state"], batch["at"] = state, tile
-            self._note()
-
-        return Keeper(batch["state"] if batch["at"] == tile else None, offer)
+        return Batch(plan, self._note)
 
     def _note(self) -> None:
         self._changed = True
@@ -149,8 +131,46 @@ class Journal:
         assert self.path is not None
         buffer = io.BytesIO()
         torch.save(self._content, buffer)
-        write_atomically(self.path, buffer.getvalue())
+        payload = buffer.getvalue()
+        write_atomically(self.path, hashlib.sha256(payload).digest() + payload)
         self._written, self._changed = time.monotonic(), False
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a journal knows of one batch of data.
+
+    Args:
+        record: finished tiles, and the state of the one under way.
+        note: is told of every change.
+        kept: whether anything outlives the call.
+    """
+
+    record: dict[str, Any]
+    note: Callable[[], None]
+    kept: bool = True
+
+    def finished(self, tile: int) -> dict[str, Any] | None:
+        """What the tile gave, where it is finished; else None."""
+        return self.record["tiles"].get(tile)
+
+    def add(self, tile: int, scores: dict[str, Any]) -> None:
+        """Keep what a tile gave."""
+        if self.kept:
+            self.record["tiles"][tile] = scores
+            self.record["state"] = self.record["at"] = None
+            self.note()
+
+    def keeper(self, tile: int) -> Keeper:
+        """For the state of a tile under way."""
+        if not self.kept:
+            return Keeper()
+
+        def offer(state: dict) -> None:
+            self.record["state"], self.record["at"] = state, tile
+            self.note()
+
+        return Keeper(self.record["state"] if self.record["at"] == tile else None, offer)
 
 
 def _capture() -> dict[str, Any]:

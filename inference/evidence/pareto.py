@@ -15,7 +15,6 @@ on PSIS, worth ten observations at k = 0.5.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -106,7 +105,9 @@ def _fit(y: Tensor) -> tuple[Tensor, Tensor]:
     return (k * size + _PRIOR_COUNT * _PRIOR_SHAPE) / (size + _PRIOR_COUNT), scale
 
 
-def smooth_tail(fields: Mapping[str, Tensor], largest: Tensor, num_samples: int) -> dict:
+def smooth_tail(
+    largest: Tensor, log_rest: Tensor, log_rest_squares: Tensor, num_samples: int
+) -> dict[str, Tensor]:
     r"""The evidence after the tail's weights became quantiles of the distribution fitted to them.
 
     The m-th smallest of the M largest weights becomes the quantile (m − 1/2) / M of the generalised
@@ -114,36 +115,35 @@ def smooth_tail(fields: Mapping[str, Tensor], largest: Tensor, num_samples: int)
     has no shape (k̂ is not finite) the weights stay.
 
     Args:
-        fields: ``log_evidence`` and ``ess`` of the raw weights, ``(N,)``.
-        largest: their M + 1 largest logarithms in descending order, ``(M + 1, N)``.
+        largest: the M + 1 largest log-weights in descending order, ``(M + 1, N)``.
+        log_rest: log of the sum of all others, ``(N,)``.
+        log_rest_squares: log of the sum of their squares, ``(N,)``.
         num_samples: K.
 
     Returns:
-        ``log_evidence``, ``stderr`` and ``ess`` of the smoothed weights.
+        ``log_evidence``, ``stderr`` and ``ess`` of the smoothed weights; nothing where the tail is
+        too short for a fit.
     """
-    khat = pareto_shape(largest)
     size = largest.shape[0] - 1
     if size < MIN_TAIL:
         return {}
+    khat = pareto_shape(largest)
     weight = (largest - largest[0]).exp()  # in units of the largest
     threshold, raw = weight[-1], weight[:-1]
     usable = khat.isfinite() & (threshold > 0) & (raw[-1] > threshold)
     shape, scale = _fit(torch.where(usable, raw - threshold, torch.ones_like(raw)).flip(0))
     rank = torch.arange(size, 0, -1, dtype=weight.dtype, device=weight.device)[:, None] - 0.5
     quantile = scale * torch.expm1(-shape * torch.log1p(-rank / size)) / shape
-    smoothed = (quantile + threshold).clamp(max=1.0)
-    total = (fields["log_evidence"] + math.log(num_samples) - largest[0]).exp()
-    squares = total**2 / fields["ess"]
-    total = (total - raw.sum(0)).clamp(min=0) + smoothed.sum(0)
-    squares = (squares - raw.square().sum(0)).clamp(min=0) + smoothed.square().sum(0)
-    ess = total**2 / squares
-    new = {
-        "log_evidence": total.log() + largest[0] - math.log(num_samples),
+    usable = usable & quantile.isfinite().all(0)
+    # in logarithms: of quantiles far below the largest weight not even the squares may underflow
+    log_smoothed = torch.where(usable, (quantile + threshold).clamp(max=1.0).log(), raw.log())
+    parts = torch.cat([log_smoothed + largest[0], largest[-1:], log_rest[None]])
+    squares = torch.cat([2 * parts[:-1], log_rest_squares[None]])
+    nothing = largest[0] == -torch.inf  # every weight is zero
+    log_sum = parts.logsumexp(0).masked_fill(nothing, -torch.inf)
+    ess = (2 * log_sum - squares.logsumexp(0)).exp().nan_to_num(nan=0.0).masked_fill(nothing, 0.0)
+    return {
+        "log_evidence": log_sum - math.log(num_samples),
         "stderr": (1 / ess - 1 / num_samples).clamp(min=0).sqrt(),
         "ess": ess,
-    }
-    return {
-        "log_evidence": torch.where(usable, new["log_evidence"], fields["log_evidence"]),
-        "stderr": torch.where(usable, new["stderr"], fields["stderr"]),
-        "ess": torch.where(usable, new["ess"], fields["ess"]),
     }

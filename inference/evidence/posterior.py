@@ -20,7 +20,6 @@ from torch import Tensor
 
 from ..kernels import HMC, Kernel, Path, check_kernel
 from ..programs import Program, check_count
-from ..target import check_differentiable
 from .annealing.anneal import Chains
 from .annealing.pilot import Adapting
 from .annealing.schedules import Sigmoid
@@ -150,8 +149,6 @@ class PosteriorChains:
     def _warm_up(self) -> tuple[Tensor, Tensor, Tensor]:
         """Step sizes ``(N,)``, scales ``(N, D)`` and where the chains are."""
         chains = Adapting(self.path, self.kernel, self.num_chains)
-        if self.path.target.dim:
-            check_differentiable(self.path.target, chains.point.u[:1])
         chains.settle()
         anneal, adapt = self.num_warmup // 2, self.num_warmup - self.num_warmup // 2
         for number, beta in enumerate(Sigmoid().betas(anneal)[1:]):
@@ -172,10 +169,11 @@ class PosteriorChains:
     @staticmethod
     def _rescale(chains: Adapting, seen: Tensor) -> None:
         """Measure coordinates in what they vary by; step sizes keep the mean length they had."""
+        if seen.shape[-1] == 0:
+            return
         spread = seen.std(0)
         spread = torch.where(spread > 0, spread, chains.scale)
-        ratio = (spread / chains.scale).double().log().mean(-1) if spread.shape[-1] else 0.0
-        chains.log_step = chains.log_step - ratio
+        chains.log_step = chains.log_step - (spread / chains.scale).double().log().mean(-1)
         chains.scale = spread
 
 
@@ -187,6 +185,10 @@ def mixing(values: Tensor) -> dict[str, Tensor]:
         warnings.simplefilter("ignore")
         for datum in range(array.shape[-1]):
             chains = array[..., datum].T
+            if not np.isfinite(chains).all():
+                found["rhat"].append(math.inf)
+                found["posterior_ess"].append(1.0)
+                continue
             if np.ptp(chains) <= 1e-12 * max(1.0, float(np.abs(chains).max())):
                 # a quantity that does not vary, as a weight at the posterior, is known after one
                 found["rhat"].append(1.0)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..programs import check_count, check_number
-from ..target import Target, check_differentiable
+from ..target import Target
 from .accumulator import WeightSums
 from .annealing.importance import summed
 from .annealing.settings import chain_tiles
@@ -94,8 +94,6 @@ class RefinedImportanceSampling(Estimator):
         begun = fit(draws_of_guide(target))
         if not self.full_rank:
             begun = Local(begun.loc, torch.diag_embed(_spread(begun)))
-        if target.dim:
-            check_differentiable(target, begun.draw(1))
         fitted = self._fit(target, begun, tile)
         local = self._better(target, fitted, begun)
         sums, done = WeightSums(self.num_samples), 0

@@ -190,10 +190,12 @@ def score(
     context: tuple,
 ) -> list[Scored]:
     """What the tiles of each batch gave."""
-    seed = estimator.seed
     journal = Journal(estimator.checkpoint)
+    seed = estimator.seed
     if seed is None:
         seed = journal.seed(lambda: int(torch.randint(2**62, ())))
+    else:
+        journal.seed(lambda: seed)
     if isinstance(x, DataLoader):
         if context:
             raise TypeError("with a DataLoader the context comes from its items, not beside it")
@@ -278,9 +280,10 @@ def _score_as_planned(
     settings = {
         one.name: getattr(estimator, one.name) for one in fields(estimator) if one.name not in _HOW
     }
-    journal.begin_batch(
+    kept_batch = journal.batch(
         number,
-        lambda: fingerprint(type(estimator).__name__, _plain(settings), sizes, model, guide, args),
+        sizes,
+        lambda: fingerprint(type(estimator).__name__, _plain(settings), model, guide, args),
     )
     scores: list[Scores] = []
     khat: list[Tensor] = []
@@ -296,17 +299,17 @@ def _score_as_planned(
             check_support(model, guide, take(args, slice(start, stop)), plan)
             for rows in sizes.data_slices(start, stop):
                 seed = draws.next_tile()
-                if (kept := journal.finished(number, len(scores))) is not None:
+                if (kept := kept_batch.finished(len(scores))) is not None:
                     scores.append(Scores(**kept))
                 else:
                     manual_seed(seed)
                     shown = _share_of(bar, rows)
-                    keeper = journal.keeper(number, len(scores))
+                    keeper = kept_batch.keeper(len(scores))
                     begun = time.perf_counter()
                     made = estimator._score(tile(rows, sizes, keeper=keeper, advance=shown))
                     made = replace(made, seconds=time.perf_counter() - begun)
                     fresh += made.seconds
-                    journal.add(number, len(scores), dict(vars(made)))
+                    kept_batch.add(len(scores), dict(vars(made)))
                     scores.append(made)
                 bar.update(rows.stop - bar.n)
             khat += _fit_tails(scores[len(khat) :])
@@ -381,6 +384,6 @@ def _plain(settings: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, known)
         else repr(value)
         if is_dataclass(value)
-        else getattr(value, "__qualname__", str(value))
+        else getattr(value, "__qualname__", type(value).__qualname__)
         for name, value in settings.items()
     }

@@ -27,6 +27,7 @@ from ...ways import data_axis, evaluate
 from ...weights import simulate
 from ..accumulator import Strata
 from ..estimate import Estimate
+from ..journal import Journal
 from ..pareto import pareto_shape
 from ..scope import check_finite, device_of, move, scoring_scope
 from ..scoring import Scores, Tile, estimate
@@ -130,7 +131,9 @@ class BidirectionalMonteCarlo(Annealing):
         """Estimate log p(x) from below and from above for every datum; see :class:`Estimator`."""
         data, estimator = x, self
         if self.posterior is None:
-            seed = int(torch.randint(2**62, ())) if self.seed is None else self.seed
+            seed = self.seed
+            if seed is None:  # a call that is taken up again must simulate the same data
+                seed = Journal(self.checkpoint).seed(lambda: int(torch.randint(2**62, ())))
             data, latents = _simulate(model, (x, *context), seed)
             estimator = replace(self, seed=seed, posterior=Known(latents))
         found = estimate(estimator, model, self._proposal(guide), data, context)

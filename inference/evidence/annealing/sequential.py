@@ -84,6 +84,7 @@ class SequentialMonteCarlo(Annealing):
     def _score(self, tile: Tile) -> Scores:
         path = self._path(tile)
         frozen, chains, first = self._begin(tile, path)
+        kept = tile.keeper.state or {}
         journey = Journey(
             path,
             self.kernel,
@@ -91,7 +92,7 @@ class SequentialMonteCarlo(Annealing):
             threshold=self.threshold,
             keeper=tile.keeper,
             advance=tile.advance,
-            extra={"first": first},
+            extra={"first": first, **{n: kept[n] for n in ("beta", "taken") if n in kept}},
         )
         if self.adaptive is None:
             chains = journey.lead(chains)

@@ -80,9 +80,6 @@ class Annealing(Estimator):
         """The pilot's result, the chains and the log-weights they began with; or those kept."""
         if (kept := tile.keeper.resume()) is not None:
             return Frozen(**kept["frozen"]), Chains.restore(kept["chains"], path), kept["first"]
-        u, outside = path.draw(self.num_chains)
-        if path.target.dim:
-            check_differentiable(path.target, u[:1])
         frozen = self._pilot(path)
         u, outside = path.draw(self.num_chains)
         chains = Chains.begin(path.point(u), outside)
@@ -101,7 +98,8 @@ def chain_tiles(few: Tile, num_chains: int, size: int, memory: int | None) -> Ti
     target = Target(few.model, few.guide, few.args, few.plan)
     kind = "prior" if few.guide is None else "guide"
     u = target.draw(kind, 6)
-    u = torch.where(u.isfinite(), u, torch.zeros_like(u)).expand(6, *u.shape[1:])
+    u = torch.where(u.isfinite(), u, torch.zeros_like(u))
+    check_differentiable(target, u)
     tiles = plan_tiles(
         lambda particles: target.gradients(u[:particles], kind, "joint"),
         few.args,
