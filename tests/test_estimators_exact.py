@@ -49,7 +49,9 @@ ESTIMATORS = {
     "annealed": AnnealedImportanceSampling(**WALK, schedule=Sigmoid()),
     "annealed linear": AnnealedImportanceSampling(**WALK, schedule=Linear()),
     "annealed equal length": AnnealedImportanceSampling(**WALK, schedule=EqualLength()),
-    "annealed langevin": AnnealedImportanceSampling(**WALK | {"kernel": Langevin()}),
+    "annealed langevin": AnnealedImportanceSampling(
+        **WALK | {"kernel": Langevin(), "num_temperatures": 50}
+    ),
     "annealed from prior": AnnealedImportanceSampling(
         **WALK | {"num_temperatures": 24}, start="prior"
     ),

@@ -54,6 +54,7 @@ class BridgeSampling(Sampling):
     """
 
     direction = "consistent"
+    bias_weight = 0.0
 
     def _score(self, tile: Tile) -> Scores:
         path = self._path(tile)

@@ -73,6 +73,8 @@ class Estimate:
         elbo_stderr: its Monte Carlo standard error; NaN for K = 1, and where a weight of zero makes
             the ELBO −infinity.
         diagnostics: what else the estimator found out, per datum, by name.
+        bias_weight: what stderr² is to be multiplied by for the leading term of the bias: −1/2 for
+            the log of a mean, 1/2 for its negative, 0 where none is known.
         provenance: estimator, settings, seed, tiles, versions, seconds, and the cost: how often the
             model was run (``evaluations``) and its gradient taken (``gradients``), per datum.
     """
@@ -95,6 +97,7 @@ class Estimate:
     elbo: Tensor
     elbo_stderr: Tensor
     diagnostics: Mapping[str, Tensor] = field(default_factory=dict)
+    bias_weight: float = -0.5
     provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __len__(self) -> int:
@@ -102,8 +105,11 @@ class Estimate:
 
     @property
     def bias(self) -> Tensor:
-        """The leading term of the bias, −stderr² / 2, ``(N,)``: subtract it for a better centre."""
-        return -0.5 * self.stderr**2
+        """The leading term of the bias, ``(N,)``: subtract it for a better centre.
+
+        It is that of the estimate about its own limit, log p(x) or an upper bound of it.
+        """
+        return self.bias_weight * self.stderr**2
 
     @property
     def reliable(self) -> Tensor:
@@ -196,6 +202,7 @@ def concatenate(estimates: Sequence[Estimate]) -> Estimate:
             name: torch.cat([one.diagnostics[name] for one in estimates])
             for name in first.diagnostics
         },
+        bias_weight=first.bias_weight,
         direction=first.direction,
         num_samples=first.num_samples,
         provenance={**first.provenance, "seconds": seconds},

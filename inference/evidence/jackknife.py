@@ -62,6 +62,7 @@ class JackknifeImportanceSampling(Estimator):
     order: int = 1
 
     direction = "consistent"
+    bias_weight = 0.0
 
     def _check(self) -> None:
         check_count("num_samples", self.num_samples)
@@ -101,10 +102,10 @@ def jackknife(log_weight: Tensor, order: int) -> Tensor:
     """
     size = len(log_weight)
     total = log_weight.logsumexp(0)
-    shares = (log_weight - total).exp()
-    means = [-math.log(size), _leaving_one(shares)]
+    relative = log_weight - torch.where(total > -torch.inf, total, 0.0)
+    means = [-math.log(size), _leaving_one(relative)]
     if order == 2:
-        means.append(_leaving_two(shares))
+        means.append(_leaving_two(relative))
     value = torch.zeros_like(total)
     for out, mean in enumerate(means):
         sign = (-1) ** out * (size - out) ** order
@@ -112,33 +113,58 @@ def jackknife(log_weight: Tensor, order: int) -> Tensor:
     return total + torch.where(total > -torch.inf, value, 0.0)
 
 
-def _leaving_one(shares: Tensor) -> Tensor:
-    """Mean over k of log((1 − a_k) / (K − 1))."""
-    size = len(shares)
-    return torch.log1p(-shares).mean(0) - math.log(size - 1)
+def _leaving_one(relative: Tensor) -> Tensor:
+    """Mean over k of log((1 − a_k) / (K − 1)), from the log-shares."""
+    size = len(relative)
+    first = relative.argmax(0, keepdim=True)
+    left = torch.log1p(-relative.exp()).scatter(0, first, _without(relative, first)[None])
+    return left.mean(0) - math.log(size - 1)
 
 
-def _leaving_two(shares: Tensor) -> Tensor:
-    """Mean over pairs of log((1 − a_k − a_l) / (K − 2))."""
+def _without(relative: Tensor, out: Tensor) -> Tensor:
+    """log of the sum of all shares but those numbered, added up and not subtracted from 1."""
+    return relative.scatter(0, out, -torch.inf).logsumexp(0)
+
+
+def _leaving_two(relative: Tensor) -> Tensor:
+    """Mean over pairs of log((1 − a_k − a_l) / (K − 2)), from the log-shares."""
+    size, shares = len(relative), relative.exp()
+    first, second = relative.topk(2, dim=0).indices.split(1)
+    # pairs with the largest: of what it leaves, the others have larger shares
+    rest = _without(relative, first)
+    of_rest = torch.log1p(-(relative - rest).exp().clamp(max=1.0)) + rest
+    with_first = of_rest.scatter(0, second, _without(relative, torch.cat([first, second]))[None])
+    total = with_first.scatter(0, first, 0.0).sum(0)
+    shares = shares.scatter(0, first, 0.0)
+    return (total + _other_pairs(shares, size - 1)) / math.comb(size, 2) - math.log(size - 2)
+
+
+def _other_pairs(shares: Tensor, count: int) -> Tensor:
+    """Sum of log(1 − a_k − a_l) over the pairs of so many shares, of which none is above 1/2.
+
+    What stands beside them in the tensor is zero.
+    """
     size = len(shares)
     big = shares > _SMALL
     small = torch.where(big, torch.zeros_like(shares), shares)
-    powers = [(~big).double().sum(0), *(small.pow(r).sum(0) for r in range(1, _TERMS + 1))]
+    number = count - big.double().sum(0)
+    powers = [number, *(small.pow(r).sum(0) for r in range(1, _TERMS + 1))]
     total = torch.zeros_like(shares[0])
     for r in range(1, _TERMS + 1):  # log(1 - s) = -sum_r s^r / r over all pairs of small shares
         ordered = sum(math.comb(r, s) * powers[s] * powers[r - s] for s in range(r + 1))
         total = total - (ordered - 2**r * powers[r]) / (2 * r)
     most = int(big.sum(0).max())
     large, where = torch.where(big, shares, -1.0).topk(most, dim=0)
-    for number in range(most):
-        chosen = large[number] > 0
-        share = torch.where(chosen, large[number], 0.0)
+    rank = torch.arange(size, device=shares.device)[:, None]
+    for place in range(most):
+        chosen = large[place] > 0
+        share = torch.where(chosen, large[place], 0.0)
         others = torch.log1p(-(shares + share).clamp(max=1.0))
-        rank = torch.arange(size, device=shares.device)[:, None]
         # each pair once: with the small shares, and with the large ones that come later
-        partner = ~big
-        for later in range(number + 1, most):
+        partner = ~big & (shares > 0)
+        for later in range(place + 1, most):
             partner = partner | ((rank == where[later]) & (large[later] > 0))
-        pairs = torch.where(partner, others, 0.0).sum(0)
+        alone = number - (partner & ~big).double().sum(0)  # small shares that are zero
+        pairs = torch.where(partner, others, 0.0).sum(0) + alone * torch.log1p(-share)
         total = total + torch.where(chosen, pairs, 0.0)
-    return total / math.comb(size, 2) - math.log(size - 2)
+    return total

@@ -196,5 +196,6 @@ def mixing(values: Tensor) -> dict[str, Tensor]:
                 continue
             several = len(chains) > 1
             found["rhat"].append(float(az.rhat(chains)) if several else math.nan)
-            found["posterior_ess"].append(float(az.ess(chains, method="mean")))
+            # of draws that avoid one another more may come out than there are: too good to count on
+            found["posterior_ess"].append(min(float(az.ess(chains, method="mean")), chains.size))
     return {n: torch.tensor(v, dtype=torch.float64) for n, v in found.items()}

@@ -114,6 +114,7 @@ class Estimator(ABC):
     checkpoint: str | Path | None = None
 
     direction: ClassVar[str]
+    bias_weight: ClassVar[float] = -0.5  # see Estimate
 
     def __post_init__(self) -> None:
         if self.memory is not None:
@@ -348,6 +349,7 @@ def _as_estimate(estimator: Estimator, batch: Scored) -> Estimate:
         direction=estimator.direction,
         num_samples=estimator.num_samples,
         diagnostics={name: _join(scores, name) for name in names},
+        bias_weight=estimator.bias_weight,
         provenance=batch.provenance,
     )
 

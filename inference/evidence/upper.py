@@ -50,6 +50,7 @@ class EvidenceUpperBound(Sampling):
     """
 
     direction = "upper"
+    bias_weight = 0.0
 
     def _score(self, tile: Tile) -> Scores:
         path = self._path(tile)
@@ -97,6 +98,7 @@ class HarmonicMean(Sampling):
     """
 
     direction = "upper"
+    bias_weight = 0.5
 
     def _score(self, tile: Tile) -> Scores:
         path = self._path(tile)
@@ -154,6 +156,10 @@ class ChiUpperBound(Estimator):
     power: float = 2.0
 
     direction = "upper"
+
+    @property
+    def bias_weight(self) -> float:  # type: ignore[override]
+        return -0.5 * self.power
 
     def _check(self) -> None:
         check_count("num_samples", self.num_samples)

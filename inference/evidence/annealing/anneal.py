@@ -35,6 +35,7 @@ class Chains:
         log_weight: since the last resampling, ``(C, N)``.
         log_mean: what the resamplings have put aside, ``(N,)``.
         ancestor: which of the first particles each descends from, ``(C, N)``.
+        drift: what the families' shares gained by resampling alone, ``(C, N)``.
         accepted: sum of the mean acceptance of the moves, ``(N,)``.
         diverged: how many moves broke down, ``(N,)``.
         resampled: how often each datum was resampled, ``(N,)``.
@@ -46,6 +47,7 @@ class Chains:
     log_weight: Tensor
     log_mean: Tensor
     ancestor: Tensor
+    drift: Tensor
     accepted: Tensor
     diverged: Tensor
     resampled: Tensor
@@ -60,7 +62,8 @@ class Chains:
             log_weight = log_weight.masked_fill(outside, -math.inf)
         zero = torch.zeros_like(log_weight[0])
         numbers = torch.arange(len(log_weight), device=log_weight.device)[:, None]
-        return cls(point, log_weight, zero, numbers.expand_as(log_weight).clone(), zero, zero, zero)
+        ancestor, drift = numbers.expand_as(log_weight).clone(), torch.zeros_like(log_weight)
+        return cls(point, log_weight, zero, ancestor, drift, zero, zero, zero)
 
     def state(self) -> dict:
         """What a journal keeps."""
@@ -99,12 +102,31 @@ class Chains:
         if not bool(needed.any()):
             return
         chosen = torch.where(needed, systematic(self.log_weight), _numbers(self.log_weight))
+        before = self._shares(self.log_weight.softmax(0))
         self.point = self.point.take(chosen)
         self.ancestor = self.ancestor.gather(0, chosen)
+        after = self._shares(torch.full_like(self.log_weight, 1 / count))
+        self.drift = self.drift + torch.where(needed, after - before, 0.0)
         mean = self.log_weight.logsumexp(0) - math.log(count)
         self.log_mean = self.log_mean + torch.where(needed, mean, 0.0)
         self.log_weight = torch.where(needed, 0.0, self.log_weight)
         self.resampled = self.resampled + needed
+
+    def _shares(self, share: Tensor) -> Tensor:
+        """The shares of the first particles' families, ``(C, N)``, from those of particles."""
+        return torch.zeros_like(share).scatter_add(0, self.ancestor, share)
+
+    def stderr(self) -> Tensor:
+        """Standard error of the log of the estimate, ``(N,)``; NaN for a single chain.
+
+        A family's share of the estimate differs from that of the others by its luck on the way, and
+        by what resampling rounded it to: only the first is an error.
+        """
+        families = self.families()
+        count = len(families)
+        luck = families.softmax(0) - 1 / count - self.drift
+        error = luck.square().sum(0).sqrt()
+        return error if count > 1 else torch.full_like(error, math.nan)
 
     def families(self) -> Tensor:
         """log-weights of the first particles' families, ``(C, N)``: they add up to the estimate.

@@ -248,6 +248,7 @@ def _apart(found: Estimate, data: Data) -> Sandwich:
         found,
         log_evidence=found.diagnostics["upper"],
         direction="upper",
+        bias_weight=0.5,
         elbo=unknown,
         elbo_stderr=unknown,
         stderr=other["stderr"],

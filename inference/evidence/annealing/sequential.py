@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from ...programs import check_number
-from ..accumulator import Strata
 from ..scoring import Scores, Tile
 from .anneal import Chains, Journey
 from .importance import elbo_of, summed
@@ -37,10 +36,10 @@ class SequentialMonteCarlo(Annealing):
               \quad v_c = \Bigl(\frac{p(x, u_c)}{\pi_0(u_c)}\Bigr)^{\beta' - \beta},
 
     falls to that share of C: fewer temperatures, spent where they are needed, and no bound, but a
-    consistent estimate. The standard error, ESS and k̂ are those of the weights of the families that
-    descend from the first particles (Chan and Lai, *A general theory of particle filters in hidden
-    Markov models and some applications*, 2013; Lee and Whiteley, *Variance estimation in the
-    particle filter*, 2018).
+    consistent estimate. ESS and k̂ are those of the weights of the families that descend from the
+    first particles, and so is the standard error, less what resampling rounded them to (Chan and
+    Lai, *A general theory of particle filters in hidden Markov models and some applications*, 2013;
+    Lee and Whiteley, *Variance estimation in the particle filter*, 2018).
 
     Args:
         num_chains: C, particles for each datum.
@@ -100,7 +99,13 @@ class SequentialMonteCarlo(Annealing):
         else:
             temperatures = self._adapt(journey, chains, self.adaptive)
         sums = summed(chains.families())
-        fields = Strata.of(sums).fields() | elbo_of(first) | chains.diagnostics()
+        fields = {
+            "log_evidence": sums.log_evidence(),
+            "stderr": chains.stderr(),
+            "ess": sums.ess(),
+            **elbo_of(first),
+            **chains.diagnostics(),
+        }
         fields |= {"temperatures": temperatures, "resampled": chains.resampled}
         target = path.target
         return Scores(fields, target.num_evaluations, target.num_gradients, sums.largest())

@@ -61,6 +61,7 @@ class ThermodynamicIntegration(Annealing):
     num_moves: int = 8
 
     direction = "consistent"
+    bias_weight = 0.0
 
     def _check(self) -> None:
         super()._check()
