@@ -32,8 +32,8 @@ from ...models.priors import StandardNormal
 from ..machine import describe_machine, keep
 
 DATA_DIM, LATENT_DIM = 784, 50
-SIZES = ((16, 16), (16, 64), (64, 32))  # chains, data
-TEMPERATURES = 20
+SIZES = ((16, 16), (16, 64), (64, 64), (16, 400))  # chains, data: the last is a default tile
+TEMPERATURES = 10
 SCALING = ((16, 100, 64), (32, 100, 64), (16, 200, 64), (16, 100, 128), (64, 200, 128))
 
 
@@ -63,9 +63,7 @@ def bare(vae: VAE, rows: int, count: int) -> float:
 
 def annealed(vae: VAE, x: Tensor, chains: int, temperatures: int) -> tuple[float, float]:
     """Gradients per second of the whole call, its pilot run included; and its seconds."""
-    estimator = AnnealedImportanceSampling(
-        chains, temperatures, pilot_temperatures=10, memory=2**40
-    )
+    estimator = AnnealedImportanceSampling(chains, temperatures, pilot_temperatures=5, memory=2**40)
     began = time.perf_counter()
     found = estimator(vae.model, vae.guide, x)
     seconds = time.perf_counter() - began
@@ -81,7 +79,7 @@ def rates(rounds: int) -> list[dict[str, Any]]:
         bare(vae, chains * size, 20)
         annealed(vae, x, chains, 5)
         for _ in range(rounds):
-            record["bare"].append(bare(vae, chains * size, 100))
+            record["bare"].append(bare(vae, chains * size, 50))
             record["annealed"].append(annealed(vae, x, chains, TEMPERATURES)[0])
         found.append(record)
     return found

@@ -18,41 +18,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels import HMC, Kernel, Path, check_kernel
-from ..programs import Program, check_count
+from ..kernels import Kernel, Path
+from ..programs import check_count
 from .annealing.anneal import Chains
 from .annealing.pilot import Adapting
 from .annealing.schedules import Sigmoid
-from .annealing.settings import chain_tiles, path_of
 from .journal import Keeper
-from .proposals import Proposal, Scaled, StudentT
-from .scoring import Estimator, Tile
-from .tiles import Tiles
+from .moving import Moving
+from .scoring import Tile
 
 _LEAST_MOVES = 20
 
 
 @dataclass(frozen=True)
-class Sampling(Estimator):
+class Sampling(Moving):
     """Settings of estimators that need draws of the posterior.
 
     Args:
         num_chains: C, chains for each datum.
         num_draws: S, draws of each chain that are used.
         num_warmup: moves of each chain before them: annealing, then adaptation.
-        start: "guide", "prior", ``Scaled(...)`` or ``StudentT(...)``: where chains begin, and what
-            the joint is compared to.
-        kernel: ``HMC(...)`` or ``Langevin(...)``.
+        start: where chains begin, and what the joint is compared to; see
+            :class:`~pyrovae.inference.evidence.moving.Moving`, for this and the kernel.
     """
 
-    num_chains: int = 16
     num_draws: int = 200
     num_warmup: int = 200
-    start: str | Proposal = "guide"
-    kernel: Kernel = HMC()
 
     def _check(self) -> None:
-        for name in ("num_chains", "num_draws", "num_warmup"):
+        super()._check()
+        for name in ("num_draws", "num_warmup"):
             check_count(name, getattr(self, name))
         if self.num_warmup < _LEAST_MOVES:
             raise ValueError(
@@ -60,25 +55,10 @@ class Sampling(Estimator):
             )
         if self.num_draws < 4:  # ArviZ knows no effective sample size of fewer
             raise ValueError(f"num_draws must be at least 4, but is {self.num_draws}")
-        if self.start not in ("guide", "prior") and not isinstance(self.start, Scaled | StudentT):
-            raise ValueError(
-                "start must be 'guide', 'prior', Scaled(...) or StudentT(...), but is "
-                f"{self.start!r}"
-            )
-        check_kernel(self.kernel)
 
     @property
     def num_samples(self) -> int:
         return self.num_chains * self.num_draws
-
-    def _proposal(self, guide: Program | None) -> Program | None:
-        return None if self.start == "prior" else super()._proposal(guide)
-
-    def _sizes(self, few: Tile, size: int) -> Tiles:
-        return chain_tiles(few, self.num_chains, size, self.memory)
-
-    def _path(self, tile: Tile) -> Path:
-        return path_of(tile, self.start)
 
     def _chains(self, tile: Tile, path: Path) -> PosteriorChains:
         return PosteriorChains(

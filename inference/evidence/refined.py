@@ -23,7 +23,7 @@ from ..programs import check_count, check_number
 from ..target import Target
 from .accumulator import WeightSums
 from .annealing.importance import summed
-from .annealing.settings import chain_tiles
+from .moving import chain_tiles
 from .proposals import Local, draws_of_guide, fit
 from .scoring import Estimator, Scores, Tile
 from .tiles import Tiles

@@ -22,6 +22,7 @@ from ..programs import num_data
 
 # a tile on a CPU is fastest while it fits into the cache; on a GPU when it fills the device
 CPU_MEMORY = 32 * 2**20
+GRADIENT_MEMORY = 4 * CPU_MEMORY  # a chain's step has costs of its own, which many rows share
 CUDA_MEMORY = 2**30
 _OVERHEAD_SHARE = 4
 
@@ -84,6 +85,7 @@ def plan_tiles(
     num_samples: int,
     size: int,
     memory: int | None = None,
+    cpu_memory: int = CPU_MEMORY,
 ) -> Tiles:
     """Choose tile sizes for K samples of N data.
 
@@ -94,10 +96,11 @@ def plan_tiles(
         num_samples: K.
         size: N.
         memory: bytes a tile may make; by default what suits the device.
+        cpu_memory: what suits a CPU.
     """
     if memory is None:
         on_gpu = plan.layout.device is not None and plan.layout.device.type == "cuda"
-        memory = CUDA_MEMORY if on_gpu else CPU_MEMORY
+        memory = CUDA_MEMORY if on_gpu else cpu_memory
     counts = []
     few_particles, more = 2, 6
     with torch.no_grad():

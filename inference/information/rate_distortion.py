@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -93,7 +93,7 @@ class RateDistortion(Annealing):
 
     num_chains: int = 16
     num_temperatures: int = 200
-    start: str = "prior"
+    start: str = field(default="prior", kw_only=True)
 
     direction = "consistent"
 
