@@ -33,8 +33,13 @@ from .support import outside_support, support_varies, unbounded, unvalidated
 SUMMED_OUT = "summed out"
 
 
-def site_log_prob(site: dict, *, masked: bool = True, latent: bool = False) -> Tensor:
+def site_log_prob(
+    site: dict, *, masked: bool = True, latent: bool = False, slope: bool = False
+) -> Tensor:
     """Unscaled log-probability of a site, with its mask applied again.
+
+    With ``slope`` only its gradient is wanted: a distribution that has a ``log_prob_slope`` (as our
+    Bernoulli does) need not find the value.
 
     A latent that its guide drew outside the model's support has density zero, and so has an
     observation where the support depends on a latent: −infinity there, whatever the formula of the
@@ -49,8 +54,12 @@ def site_log_prob(site: dict, *, masked: bool = True, latent: bool = False) -> T
             log_prob = fn.log_prob(value, *site["args"], **site["kwargs"])
         log_prob = log_prob.masked_fill(~fn.support.check(value), -math.inf)
     else:
+        only_slope = getattr(fn, "log_prob_slope", None) if slope else None
         try:
-            log_prob = fn.log_prob(value, *site["args"], **site["kwargs"])
+            if only_slope is not None:
+                log_prob = only_slope(value)
+            else:
+                log_prob = fn.log_prob(value, *site["args"], **site["kwargs"])
         except ValueError as error:
             name, fault = site["name"], outside_support(site)
             raise ProgramError(

@@ -117,7 +117,7 @@ class Path:
         with torch.enable_grad():
             at = u.detach().requires_grad_()
             kinds = ["joint"] if only_joint or own else [str(self.start), "joint"]
-            found = self.target.log_densities(at, *kinds)
+            found = self.target.log_densities(at, *kinds, slope=True)
             total = beta * found["joint"]
             if not only_joint:
                 start = self.start.log_density(at) if not isinstance(self.start, str) else None

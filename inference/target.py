@@ -139,11 +139,14 @@ class Target:
 
     # --- densities -------------------------------------------------------------------------------
 
-    def log_densities(self, u: Tensor, *kinds: str) -> dict[str, Tensor]:
-        """Log-densities at u, ``(C, N)`` each, by kind: "joint", "prior", "guide", "volume"."""
+    def log_densities(self, u: Tensor, *kinds: str, slope: bool = False) -> dict[str, Tensor]:
+        """Log-densities at u, ``(C, N)`` each, by kind: "joint", "prior", "guide", "volume".
+
+        With ``slope`` their gradients alone are right.
+        """
         count = len(u)
         split = self._split(u)
-        run = self._evaluate(split, count=count, free=True)
+        run = self._evaluate(split, count=count, free=True, slope=slope)
         volume = self._total(run, count, lambda name: name.startswith("volume of "))
         found: dict[str, Tensor] = {}
         for kind in kinds:
@@ -200,6 +203,7 @@ class Target:
         model: Program | None = None,
         free: bool = False,
         ask: bool = False,
+        slope: bool = False,
     ) -> Evaluation:
         if count is None:
             count = next((len(value) for value in values.values()), 1)
@@ -214,6 +218,7 @@ class Target:
             values,
             free=free,
             ask=ask,
+            slope=slope,
         )
 
     def _total(self, run: Evaluation, count: int, wanted: Any = lambda name: True) -> Tensor:

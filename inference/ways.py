@@ -68,6 +68,7 @@ def evaluate(
     probe: Probe | None = None,
     free: bool = False,
     ask: bool = False,
+    slope: bool = False,
 ) -> Evaluation:
     """Run guide and model for K particles in the way named.
 
@@ -75,12 +76,14 @@ def evaluate(
     given, not drawn; with ``free``, as coordinates of the unconstrained space, the event in one
     dimension. With ``prior`` the proposal is the model's own prior, and its log-probabilities
     stand in the guide's place. What ``probe`` finds comes back ``(K, N, ...)``. With ``ask`` the
-    coordinates of the latents come back too.
+    coordinates of the latents come back too. With ``slope`` only the gradients of the
+    log-probabilities mean anything, where nothing is summed out.
     """
     size = layout.subsample or num_data(args[0])
     shape = (num_particles, size)
     form = layout.flat() if free else layout  # of what is given
     how: dict[str, Any] = {"prior": prior, "probe": probe, "free": free, "ask": ask}
+    how["slope"] = slope and not layout.enumerated  # what is summed out needs the values
     if way == "plate":
         given = values and {name: _spread(value, name, form) for name, value in values.items()}
         return _run(model, guide, args, layout, shape, num_particles, given, **how)
@@ -141,6 +144,7 @@ def _run(
     probe: Probe | None,
     free: bool,
     ask: bool,
+    slope: bool,
 ) -> Evaluation:
     """One pass through the pair; ``particles`` is the size of the outer plate, or None."""
     rank = layout.nesting + 1
@@ -177,7 +181,8 @@ def _run(
         None if guide_trace is None else of_guide,
         layout,
     )
-    model_terms, guide_terms = _log_probs(of_model, layout), _log_probs(of_guide, layout)
+    model_terms = _log_probs(of_model, layout, slope)
+    guide_terms = _log_probs(of_guide, layout)
     if layout.enumerated:
         guide_terms = {name: t for name, t in guide_terms.items() if name not in layout.enumerated}
     if prior and model_trace is not None:
@@ -241,11 +246,14 @@ def _probe(
     }
 
 
-def _log_probs(sites: Sites, layout: Layout) -> dict[str, Tensor]:
+def _log_probs(sites: Sites, layout: Layout, slope: bool = False) -> dict[str, Tensor]:
     # an enumerated site keeps its normalisation where it is masked: there it must sum to one
     return {
         name: site_log_prob(
-            site, masked=name not in layout.enumerated, latent=name in layout.latents
+            site,
+            masked=name not in layout.enumerated,
+            latent=name in layout.latents,
+            slope=slope,
         )
         for name, site in sites.items()
     }

@@ -77,6 +77,22 @@ class BernoulliVector(dist.Independent):
         start = -self.reinterpreted_batch_ndims
         return _BernoulliLogProb.apply(base.logits.flatten(start), value.flatten(start))
 
+    def log_prob_slope(self, value: Tensor) -> Tensor:
+        """Zeros whose gradient is that of :meth:`log_prob`, for kernels that follow it alone.
+
+        Example:
+            >>> l = torch.tensor([0.3, -2.0], requires_grad=True)
+            >>> vector = BernoulliVector(dist.Bernoulli(logits=l), 1)
+            >>> x = torch.tensor([0.0, 1.0])
+            >>> slopes = [torch.autograd.grad(f(x), l)[0] for f in
+            ...           (vector.log_prob, vector.log_prob_slope)]
+            >>> torch.equal(*slopes)
+            True
+        """
+        _check_event(self, value)
+        start = -self.reinterpreted_batch_ndims
+        return _BernoulliSlope.apply(self.base_dist.logits.flatten(start), value.flatten(start))
+
 
 class _BernoulliLogProb(torch.autograd.Function):
     """The sums, with the gradient :math:`x - \\sigma(l)` in as few passes as it has terms."""
@@ -111,3 +127,11 @@ class _BernoulliLogProb(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             for_x = (logits * slope[..., None]).sum_to_size(x.shape)
         return for_logits, for_x
+
+
+class _BernoulliSlope(_BernoulliLogProb):
+    """The same, without the value."""
+
+    @staticmethod
+    def forward(logits: Tensor, x: Tensor) -> Tensor:
+        return logits.new_zeros(torch.broadcast_shapes(logits.shape, x.shape)[:-1])

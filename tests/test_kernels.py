@@ -28,7 +28,7 @@ class Densities:
         self.num_data, self.dim = size, dim
         self.num_gradients = 0
 
-    def log_densities(self, u, *kinds):
+    def log_densities(self, u, *kinds, slope=False):
         return {kind: self.functions[kind](u) for kind in kinds}
 
     def gradients(self, u, *kinds):
