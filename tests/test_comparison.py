@@ -57,6 +57,11 @@ def test_the_cheapest_of_equal_bounds_is_believed():
     assert comparison.best_lower == "cheap"
 
 
+def test_of_equal_bounds_one_without_a_doubt_is_believed():
+    comparison = compare_evidence(cheap=made(0.0, khat=0.9), sound=made(0.0, seconds=50.0))
+    assert comparison.best_lower == "sound"
+
+
 def test_a_low_bound_whose_diagnosis_is_silent_is_told_so():
     line = sentence(compare_evidence(L=made(-0.5), AIS=made(0.0)), "L is low")
     assert "no diagnosis of its own shows it" in line

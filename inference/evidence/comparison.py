@@ -62,13 +62,18 @@ class EvidenceComparison:
 
     @property
     def best_lower(self) -> str | None:
-        """The highest lower bound; of those that it does not exceed significantly the cheapest."""
+        """The highest lower bound; or one that it does not exceed significantly.
+
+        Of these, one that its own diagnoses do not speak against, and the cheapest.
+        """
         lower = self.side("lower")
         if not lower:
             return None
         highest = max(lower, key=lambda name: self.estimates[name].mean().value)
         equal = [n for n in lower if not self.difference(highest, n).exceeds(_SIGNIFICANT)]
-        return min(equal, key=lambda name: _seconds(self.estimates[name]))
+        return min(
+            equal, key=lambda n: (doubt(self.estimates[n]) is not None, _seconds(self.estimates[n]))
+        )
 
     @property
     def best_upper(self) -> str | None:
