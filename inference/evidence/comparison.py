@@ -31,8 +31,11 @@ class Difference:
     stderr: float
 
     def exceeds(self, errors: float) -> bool:
-        """Whether it is above zero by more than so many errors, and by more than rounding."""
-        return self.value > errors * self.stderr + 1e-3
+        """Whether it is above zero by more than so many errors, and by more than rounding.
+
+        Never where the error is not known.
+        """
+        return self.value == math.inf or self.value > errors * self.stderr + 1e-3
 
 
 @dataclass(frozen=True)
@@ -52,33 +55,48 @@ class EvidenceComparison:
         return [n for n, one in self.estimates.items() if one.direction in directions]
 
     def difference(self, first: str, second: str) -> Difference:
-        """The first less the second, paired by datum; leading biases of lower bounds left in."""
+        """The first less the second, paired by datum; leading biases of lower bounds left in.
+
+        Where an estimate does not know its error, that of the difference is what its values over
+        the data show; NaN for a single datum.
+        """
         a, b = self.estimates[first], self.estimates[second]
-        known = a.log_evidence.isfinite() & b.log_evidence.isfinite()
-        off = (a.log_evidence - b.log_evidence)[known]
-        noise = (a.stderr.square() + b.stderr.square())[known].nan_to_num(nan=0.0)
-        count = max(len(off), 1)
-        return Difference(float(off.mean()), math.sqrt(float(noise.sum())) / count)
+        off = a.log_evidence - b.log_evidence
+        known = ~off.isnan()  # where both are −infinity there is no difference
+        off, noise = off[known], (a.stderr.square() + b.stderr.square())[known]
+        if len(off) == 0:
+            return Difference(math.nan, math.nan)
+        error = float(noise.sum()) ** 0.5 / len(off)
+        if math.isnan(error) and len(off) > 1:
+            error = float(off.std()) / math.sqrt(len(off))
+        return Difference(float(off.mean()), error)
 
     @property
     def best_lower(self) -> str | None:
         """The highest lower bound; or one that it does not exceed significantly.
 
-        Of these, one that its own diagnoses do not speak against, and the cheapest.
+        Of these, one that its own diagnoses do not speak against, the most precise and cheapest.
         """
         lower = self.side("lower")
         if not lower:
             return None
         highest = max(lower, key=lambda name: self.estimates[name].mean().value)
         equal = [n for n in lower if not self.difference(highest, n).exceeds(_SIGNIFICANT)]
-        return min(
-            equal, key=lambda n: (doubt(self.estimates[n]) is not None, _seconds(self.estimates[n]))
-        )
+
+        def rank(name: str) -> tuple[bool, float, float, float]:
+            one = self.estimates[name]
+            error = one.mean().monte_carlo_stderr
+            cost = float(one.provenance.get("evaluations", 0.0))
+            unknown = math.inf if math.isnan(error) else error
+            return doubt(one) is not None, unknown, cost, _seconds(one)
+
+        return min(equal, key=rank)
 
     @property
     def best_upper(self) -> str | None:
         """The lowest upper bound among those that nothing speaks against."""
-        upper = [n for n in self.side("upper") if not doubt(self.estimates[n])]
+        below = {high for _, high, _ in self.contradictions}
+        upper = [n for n in self.side("upper") if n not in below and not doubt(self.estimates[n])]
         return min(upper, key=lambda name: self.estimates[name].mean().value) if upper else None
 
     @property
@@ -152,7 +170,7 @@ class EvidenceComparison:
             off = self.difference(high, best)
             lines.append(
                 f"{high} bounds it from above: mean log p(x) is within {max(off.value, 0.0):.2f} ± "
-                f"{off.stderr:.2f} of {best}"
+                f"{off.stderr:.2f} of {best}{_unless(self.estimates[high])}"
             )
         return lines
 
@@ -258,6 +276,12 @@ def compare_evidence(
     sizes = {name: len(one) for name, one in found.items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"estimates must be of the same data, but hold {sizes}")
+    data = {n: e.provenance["data"] for n, e in found.items() if "data" in e.provenance}
+    if len(set(data.values())) > 1:
+        raise ValueError(
+            "estimates must be of the same data, but are not (bidirectional Monte Carlo without a "
+            f"posterior scores data that it simulates): {data}"
+        )
     return EvidenceComparison(found)
 
 
@@ -280,6 +304,12 @@ def doubt(estimate: Estimate) -> str | None:
         reasons.append(f"k̂ is too high for {share:.0%} of the data")
     if (share := unmixed(estimate)) > _LIGHT:
         reasons.append(f"R̂ is above {RELIABLE_RHAT} for {share:.0%} of the data")
+    unknown = float(estimate.khat.isnan().double().mean())
+    of_weights = estimate.direction == "upper" and "rhat" not in estimate.diagnostics
+    if of_weights and unknown > _LIGHT:  # no upper bound, where the tail is not known
+        reasons.append(f"k̂ is unknown for {unknown:.0%} of the data")
+    if bool(estimate.stderr.isnan().all()):
+        reasons.append("its error is not known")
     lost = float((~estimate.log_evidence.isfinite()).double().mean())
     if lost:
         reasons.append(f"it is not finite for {lost:.0%} of the data")
@@ -289,6 +319,11 @@ def doubt(estimate: Estimate) -> str | None:
     if acceptance is not None and bool((low := (acceptance < 0.2).double().mean()) > _LIGHT):
         reasons.append(f"chains of {float(low):.0%} of the data hardly moved")
     return " and ".join(reasons) or None
+
+
+def _unless(estimate: Estimate) -> str:
+    """What no diagnosis of chains can show."""
+    return ", if the chains have met every mode" if "rhat" in estimate.diagnostics else ""
 
 
 def _blame(estimates: dict[str, Estimate], low: str, high: str) -> str:

@@ -104,6 +104,7 @@ class PosteriorChains:
             kept = {"step": step, "scale": scale, "draws": []}
             chains = Chains.begin(self.path.point(u))
         else:
+            self.path.target.take_up(kept["spent"])
             step, scale = kept["step"], kept["scale"]
             chains = Chains.restore(kept["chains"], self.path)
         one = torch.ones_like(step)
@@ -115,7 +116,11 @@ class PosteriorChains:
             accepted = sure if made is None else made.acceptance
             diverged = sure < 0 if made is None else made.diverged
             draws.append((point.u, point.log_joint, point.log_start, accepted, diverged))
-            state = {"chains": chains.state(), "draws": draws.copy()}
+            state = {
+                "chains": chains.state(),
+                "draws": draws.copy(),
+                "spent": self.path.target.spent,
+            }
             self.keeper.offer(**(kept | state))
             self.advance(0.5 + 0.5 * len(draws) / self.num_draws)
         names = ("u", "log_joint", "log_start", "accepted", "diverged")

@@ -14,7 +14,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from ..modules import Modules
+from ..modules import Buffers, Modules
 from ..particles import ParticlePlan
 from ..programs import Program, ProgramError, map_tensors
 from ..support import not_finite
@@ -38,7 +38,11 @@ def scoring_scope(model: Program, guide: Program | None) -> Iterator[Callable[[i
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng(devices=list(devices)))
         stack.enter_context(pyro.validation_enabled(False))
-        if Modules(model, model if guide is None else guide).local:
+        modules = Modules(model, model if guide is None else guide)
+        buffers = Buffers(modules.buffers())  # a layer that is refused has changed its own by then
+        buffers.keep()
+        stack.callback(buffers.put_back)
+        if modules.local:
             # the programs' modules hold their parameters: the store need not hear of them
             stack.enter_context(pyro.settings.context(module_local_params=True))
         try:

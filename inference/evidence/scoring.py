@@ -24,7 +24,7 @@ from ..particles import ParticlePlan, with_plan
 from ..programs import Data, Program, check_count, num_data
 from ..slicing import take
 from .estimate import Estimate, concatenate, versions
-from .fingerprint import fingerprint
+from .fingerprint import digest_of, fingerprint
 from .journal import Journal, Keeper
 from .pareto import pareto_shape
 from .scope import check_finite, check_plan, check_support, device_of, move, scoring_scope
@@ -284,7 +284,7 @@ def _score_as_planned(
     kept_batch = journal.batch(
         number,
         sizes,
-        lambda: fingerprint(type(estimator).__name__, _plain(settings), model, guide, args),
+        lambda: fingerprint(type(estimator).__name__, settings, model, guide, args),
     )
     scores: list[Scores] = []
     khat: list[Tensor] = []
@@ -327,6 +327,7 @@ def _score_as_planned(
                 }
             ),
             "seed": draws.seed,
+            "data": digest_of(args),
             "guide_way": plan.guide_way,
             "model_way": plan.model_way,
             "tile": asdict(sizes),

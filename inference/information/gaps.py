@@ -4,8 +4,10 @@ r"""Why the ELBO is below log p(x): what the family of guides lacks, and what am
           \underbrace{\log p(x) - \mathcal{L}[q^*]}_{\text{approximation}} +
           \underbrace{\mathcal{L}[q^*] - \mathcal{L}[q]}_{\text{amortisation}},
 
-with q* the best proposal of its family for each datum, as
-:class:`~pyrovae.inference.RefinedImportanceSampling` finds it.
+with q* the best normal for each datum, diagonal or of full rank in unconstrained space, as
+:class:`~pyrovae.inference.RefinedImportanceSampling` finds it. They are Cremer's gaps where the
+guide is such a normal itself: refine with ``full_rank=True`` for a guide with correlations. Of a
+guide beyond that family the second may be negative: it does better than any such normal.
 """
 
 from __future__ import annotations

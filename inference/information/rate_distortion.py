@@ -157,7 +157,8 @@ def _curve(ratio: Tensor, log_weight: Tensor, betas: Tensor) -> dict[str, Tensor
 
     def of(chains: Tensor) -> tuple[Tensor, Tensor]:
         weights = log_weight[:, chains]
-        distortion = -(weights.softmax(1) * ratio[:, chains]).sum(1)
+        # a chain without weight has no part in it, be its likelihood zero
+        distortion = -(weights.softmax(1) * ratio[:, chains]).nan_to_num(nan=0.0).sum(1)
         log_z = weights.logsumexp(1) - math.log(len(chains))
         return -betas * distortion - log_z, distortion
 

@@ -190,7 +190,12 @@ class Journey:
                     if self.observe is not None:
                         self.observe(now, chains)
             chains.step = now
-            self.keeper.offer(chains=chains.state(), frozen=self.frozen.state(), **self.extra)
+            self.keeper.offer(
+                chains=chains.state(),
+                frozen=self.frozen.state(),
+                spent=self.path.target.spent,
+                **self.extra,
+            )
             self.advance(now / total)
         return chains
 

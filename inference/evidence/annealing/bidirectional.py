@@ -174,6 +174,7 @@ class BidirectionalMonteCarlo(Annealing):
     def _ways(self, tile: Tile, path: Path) -> tuple[Frozen, Chains, Tensor, Chains]:
         """Chains in both directions, at their beginnings or where a journal left them."""
         if (kept := tile.keeper.resume()) is not None:
+            path.target.take_up(kept["spent"])
             moving, waiting = (Chains.restore(kept[name], path) for name in ("chains", "other"))
             frozen = Frozen(**kept["frozen"])
             ends_forward = waiting.step == len(frozen.betas) - 1

@@ -132,6 +132,7 @@ class SequentialMonteCarlo(Annealing):
             journey.keeper.offer(
                 chains=chains.state(),
                 frozen=frozen.state(),
+                spent=path.target.spent,
                 first=kept["first"],
                 beta=beta,
                 taken=taken,

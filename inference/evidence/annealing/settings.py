@@ -57,6 +57,7 @@ class Annealing(Moving):
     def _begin(self, tile: Tile, path: Path) -> tuple[Frozen, Chains, Tensor]:
         """The pilot's result, the chains and the log-weights they began with; or those kept."""
         if (kept := tile.keeper.resume()) is not None:
+            path.target.take_up(kept["spent"])
             return Frozen(**kept["frozen"]), Chains.restore(kept["chains"], path), kept["first"]
         frozen = self._pilot(path)
         u, outside = path.draw(self.num_chains)

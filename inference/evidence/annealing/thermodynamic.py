@@ -12,7 +12,6 @@ order is taken off by
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -90,7 +89,7 @@ class ThermodynamicIntegration(Annealing):
         )
         chains = journey.lead(chains)
         target = path.target
-        fields = records.integrate(frozen.betas) | elbo_of(first) | chains.diagnostics()
+        fields = records.integrate(frozen.betas, first) | elbo_of(first) | chains.diagnostics()
         return Scores(fields, target.num_evaluations, target.num_gradients)
 
 
@@ -125,8 +124,17 @@ class _Records:
             before = 0.0 if self._move == first else row.clone()
             row.copy_(before + value / counted)
 
-    def integrate(self, betas: Tensor) -> dict[str, Tensor]:
-        """The sums over the grid, with the errors that independent chains show."""
+    def integrate(self, betas: Tensor, first: Tensor) -> dict[str, Tensor]:
+        """The sums over the grid, with the errors that independent chains show.
+
+        Where the joint is zero at some of the start's draws, the path begins at the start confined
+        to the others: the share of these is a factor of p(x).
+        """
+        inside = first > -torch.inf
+        share = inside.double().mean(0)
+        for values in self.tensors.values():
+            kept = torch.where(inside, values[0], 0.0).sum(0) / inside.sum(0)
+            values[0] = torch.where(inside, values[0], kept)
         means, width = self.tensors["means"], betas.diff(dim=0)[:, None]
         count = means.shape[1]
         variance = self.tensors["squares"].mean(1) - means.mean(1).square()
@@ -134,8 +142,9 @@ class _Records:
         left, right = (width * means[:-1]).sum(0), (width * means[1:]).sum(0)
         fields = {}
         for name, sums in (("left", left), ("right", right), ("trapezoid", 0.5 * (left + right))):
-            fields[name] = sums.mean(0)
-            fields[f"{name}_stderr"] = sums.std(0) / math.sqrt(count)
+            fields[name] = sums.mean(0) + share.log()
+            error = sums.var(0) / count + (1 - share) / (share * count)
+            fields[f"{name}_stderr"] = error.sqrt()
         return fields | {
             "log_evidence": fields["trapezoid"] - correction,
             "stderr": fields["trapezoid_stderr"],
