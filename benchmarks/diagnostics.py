@@ -5,7 +5,8 @@ A dimension is *active* when the posterior's mean moves with the data,
 .. math:: \mathrm{Var}_x \bigl( \mathbb{E}_{q(z \mid x)} [z_u] \bigr) > 0.01
 
 (Burda, Grosse and Salakhutdinov, *Importance weighted autoencoders*, 2016). One that is not carries
-nothing about x.
+nothing about x. Here the means are those that a posterior of ours knows, without any noise; those
+of any other program `inference.active_units` estimates.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ import torch
 from torch import Tensor
 
 from ..inference import Estimate
-
-THRESHOLD = 0.01
+from ..inference.information.units import ACTIVE
 
 
 @torch.no_grad()
@@ -34,7 +34,7 @@ def posterior_means(posterior: Callable[..., Any], x: Tensor, batch_size: int = 
     return torch.cat([posterior(part).mean for part in x.split(batch_size)])
 
 
-def active_units(means: Tensor, threshold: float = THRESHOLD) -> int:
+def active_units(means: Tensor, threshold: float = ACTIVE) -> int:
     """How many latent dimensions are active, from the posterior means ``(N, Z)`` of N >= 2 data.
 
     >>> active_units(torch.tensor([[0.0, 1.0], [0.001, -1.0]]))

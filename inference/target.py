@@ -22,7 +22,7 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from .particles import ParticlePlan
-from .programs import Program, ProgramError, num_data
+from .programs import Program, num_data
 from .ways import Evaluation, data_axis, evaluate
 
 
@@ -147,6 +147,14 @@ class Target:
             for (name, site), part in parts
         }
 
+    def parts(self) -> dict[str, slice]:
+        """Which of the D coordinates belong to which latent."""
+        found, first = {}, 0
+        for name, site in self._sites.items():
+            found[name] = slice(first, first + site.size)
+            first += site.size
+        return found
+
     # --- densities -------------------------------------------------------------------------------
 
     def log_densities(self, u: Tensor, *kinds: str, slope: bool = False) -> dict[str, Tensor]:
@@ -195,9 +203,9 @@ class Target:
         base = {name.removesuffix("_unconstrained"): name for name in self._auxiliary}
         given = {
             # an autoguide's site follows from its base draw, which is its coordinate
-            base.get(name, name): split[name].reshape(count, *self._auxiliary_shapes[base[name]])
-            if name in base
-            else value
+            base.get(name, name): value
+            if name not in base
+            else split[name].reshape(count, *self._auxiliary_shapes[base[name]])
             for name, value in values.items()
         }
         scored = evaluate(
@@ -279,60 +287,3 @@ def _unobserved(model: Program) -> Program:
             model(*args)
 
     return prior
-
-
-_KNOTS = (9, 129)  # of the line along which a gradient is added up; more where few do not do
-_UNEXPLAINED = 0.2  # share of the density's changes that its gradient may leave unexplained
-
-
-def check_differentiable(target: Target, u: Tensor) -> None:
-    """Refuse a model whose density changes along a latent in another way than its gradient says.
-
-    Along a line through one latent the integral of the gradient must be what the density changes
-    by. It is not where the model detaches, rounds or compares the latent, or leaves torch.
-
-    Args:
-        target: the densities.
-        u: points to look at, ``(C, N, D)``, as the start draws them.
-
-    Raises:
-        ProgramError: names the latent.
-    """
-    first = 0
-    for name, site in target._sites.items():
-        part = slice(first, first + site.size)
-        first += site.size
-        line = torch.zeros_like(u)
-        line[..., part] = torch.randn_like(line[..., part]) * u[..., part].std(0).nan_to_num(1.0)
-        try:
-            for knots in _KNOTS:
-                off, allowed, change = _along(target, u, line, knots)
-                if off <= allowed:
-                    break
-        except RuntimeError as error:
-            raise ProgramError(
-                f"the model has no gradient with respect to its latents, '{name}' among them: "
-                f"{str(error).splitlines()[0]}"
-            ) from error
-        if off > allowed:
-            raise ProgramError(
-                f"the model's density changes along latent '{name}' by {change:.3g} nats, of which "
-                f"its gradient leaves {off:.3g} unexplained: is it detached, rounded or compared? "
-                "It cannot be moved"
-            )
-
-
-def _along(target: Target, u: Tensor, line: Tensor, knots: int) -> tuple[float, float, float]:
-    """Along a line: what the gradient leaves unexplained, what it may, and the change itself."""
-    values, slopes = [], []
-    for knot in range(knots):
-        ((value, gradient),) = target.gradients(u + knot / (knots - 1) * line, "joint").values()
-        values.append(value)
-        slopes.append((gradient.double() * line.double()).sum(-1))
-    change = values[-1] - values[0]
-    explained = torch.trapezoid(torch.stack(slopes), dx=1 / (knots - 1), dim=0)
-    usable = change.isfinite() & explained.isfinite()
-    off, total = (change - explained)[usable].abs().sum(), change[usable].abs().sum()
-    # what rounding makes of densities in single precision is no change
-    rounding = 1e-5 * values[0][usable].abs().sum() if target.dtype != torch.float64 else 1e-6
-    return float(off), float(_UNEXPLAINED * total + rounding), float(total)

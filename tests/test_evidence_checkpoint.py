@@ -393,22 +393,18 @@ def test_a_file_of_another_kind_is_refused(tmp_path, content):
 
 
 @pytest.mark.parametrize("name", ["importance", "annealed"])
-def test_a_flipped_byte_is_refused_or_harmless(name, tmp_path):
-    """Whatever happens on the disk, no other error and no other number comes of it."""
+def test_a_flipped_byte_is_refused(name, tmp_path):
+    """Whatever happens on the disk, no number comes of it."""
     path = tmp_path / "estimate.pt"
-    expected = made(name, checkpoint=path)(model, guide, X)
+    made(name, checkpoint=path)(model, guide, X)
     content = path.read_bytes()
     generator = torch.Generator().manual_seed(0)
     for place in torch.randint(len(content), (60,), generator=generator).tolist():
         flipped = bytearray(content)
         flipped[place] ^= 0xFF
         path.write_bytes(flipped)
-        try:
-            found = made(name, checkpoint=path)(model, guide, X)
-        except ValueError as error:
-            assert "checkpoint" in str(error)  # noqa: PT017
-        else:
-            assert_same_bits(found, expected)
+        with pytest.raises(ValueError, match="checkpoint must be a file that an estimator wrote"):
+            made(name, checkpoint=path)(model, guide, X)
 
 
 def test_a_missing_folder_is_refused_before_anything_is_run(tmp_path):

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .estimate import RELIABLE_RHAT
-from .posterior import Sampling, mixing
+from .posterior import Sampling, mixing, of_chains
 from .proposals import fit
 from .scoring import Scores, Tile
 
@@ -57,8 +56,7 @@ class BridgeSampling(Sampling):
     bias_weight = 0.0
 
     def _score(self, tile: Tile) -> Scores:
-        path = self._path(tile)
-        drawn = self._chains(tile, path).run()
+        path, drawn = self._draw(tile)
         target = path.target
         half = self.num_draws // 2
         u = drawn["u"]
@@ -75,8 +73,7 @@ class BridgeSampling(Sampling):
         ).nan_to_num(nan=-torch.inf)
         found = mixing(at_posterior)
         fields = bridge(at_posterior, at_proposal, found["posterior_ess"].to(u.device))
-        fields |= {n: drawn[n] for n in ("acceptance", "divergences", "step_size")} | found
-        fields["mixed"] = (found["rhat"] < RELIABLE_RHAT).double()
+        fields |= of_chains(drawn) | found
         return Scores(fields, target.num_evaluations, target.num_gradients)
 
 

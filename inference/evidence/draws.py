@@ -124,15 +124,9 @@ class PosteriorSampling(Sampling):
         return _as_draws(scored)
 
     def _score(self, tile: Tile) -> Scores:
-        path = self._path(tile)
-        drawn = self._chains(tile, path).run()
+        path, drawn = self._draw(tile)
         target = path.target
-        values: list[dict[str, Tensor]] = []
-        likelihood: list[Tensor] = []
-        for u, log_joint in zip(drawn["u"], drawn["log_joint"], strict=True):
-            prior = target.log_densities(u, "prior")["prior"]
-            likelihood.append(log_joint - prior)
-            values.append(target.by_datum(target.values(u)))
+        values = [target.by_datum(target.values(u)) for u in drawn["u"]]
         arrays = {
             # data first, then chains, draws
             f"latent {name}": torch.stack([v[name] for v in values]).movedim(2, 0).movedim(1, 2)
@@ -142,7 +136,7 @@ class PosteriorSampling(Sampling):
             "lp": drawn["log_joint"],
             "acceptance_rate": drawn["accepted"],
             "diverging": drawn["diverged"],
-            "log_likelihood": torch.stack(likelihood),
+            "log_likelihood": drawn["log_joint"] - self._log_prior(path, drawn),
         }
         arrays |= {name: value.permute(2, 1, 0) for name, value in per_draw.items()}
         fields = {"log_evidence": torch.full_like(drawn["step_size"], torch.nan)}

@@ -67,7 +67,8 @@ class Estimate:
         ess: effective sample size :math:`(\sum w)^2 / \sum w^2`, between 1 and K.
         khat: Pareto shape of the weights' tail; NaN where too few weights differ to tell.
         direction: "lower", "upper" or "consistent": the side of log p(x) on which the estimate's
-            expectation lies.
+            expectation lies. Of the upper ones that holds for what they converge to: samples that
+            have not met the largest weights, or chains that have not mixed, may fall below.
         num_samples: K.
         elbo: mean log-weight of the same samples: an unbiased estimate of the ELBO.
         elbo_stderr: its Monte Carlo standard error; NaN for K = 1, and where a weight of zero makes

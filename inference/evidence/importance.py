@@ -9,6 +9,7 @@ by about CV² / 2K; it is exact, with K = 1, when q is the posterior.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -83,13 +84,18 @@ class ImportanceSampling(Estimator):
             raise TypeError(
                 f"proposal must be Scaled(...), StudentT(...) or None, but is {self.proposal!r}"
             )
-        share = round(self.defensive * self.num_samples)
+        share = self._of_prior
         if self.defensive and not 0 < share < self.num_samples:
             raise ValueError(
                 f"num_samples must leave a sample to the prior and one to the guide, but "
                 f"{self.num_samples} at defensive={self.defensive} leave {share} and "
                 f"{self.num_samples - share}"
             )
+
+    @property
+    def _of_prior(self) -> int:
+        """How many of the samples are the prior's."""
+        return round(self.defensive * self.num_samples)
 
     def _sizes(self, few: Tile, size: int) -> Tiles:
         return sampling_tiles(few, self.num_samples, size, self.memory)
@@ -106,15 +112,13 @@ class ImportanceSampling(Estimator):
     def _mixture(self, tile: Tile) -> Strata:
         target = Target(tile.model, tile.guide, tile.args, tile.plan)
         local = None if self.proposal is None else self.proposal.build(target)
-        of_prior = round(self.defensive * self.num_samples)
+        of_prior = self._of_prior
         counts = [of_prior, self.num_samples - of_prior]
         strata = Strata(counts, rest=self.smooth)
-        parts = iter(strata.strata)
-        for kind, total in zip(("prior", "proposal"), counts, strict=True):
-            sums = next(parts) if total else None
-            for count in tile.sizes.particle_counts(total) if sums is not None else ():
+        drawn = [k for k, total in zip(("prior", "proposal"), counts, strict=True) if total]
+        for kind, sums in zip(drawn, strata.strata, strict=True):
+            for count in tile.sizes.particle_counts(sums.num_samples):
                 u = self._draw(target, local, kind, count)
-                assert sums is not None
                 sums.add(self._log_weight(target, local, u, of_prior / self.num_samples))
         return strata
 
@@ -132,8 +136,7 @@ class ImportanceSampling(Estimator):
         found = target.log_densities(u, *kinds)
         own = found["guide"] if local is None else local.log_density(u)
         if share:
-            prior = found["prior"] + torch.tensor(share).double().log()
-            own = torch.logaddexp(prior, own + torch.tensor(1 - share).double().log())
+            own = torch.logaddexp(found["prior"] + math.log(share), own + math.log1p(-share))
         log_weight = (found["joint"] - own).masked_fill(~usable, -torch.inf)
         if not (log_weight < torch.inf).all():
             raise ValueError("a log-weight of the mixture is not a number")

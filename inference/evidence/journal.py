@@ -2,7 +2,8 @@
 
 The file holds the results of whole tiles and, for a tile under way, the last state that its
 estimator offered. It is replaced in one step, at most every few seconds and whenever the call ends,
-however it ends. A process that is killed loses these seconds and nothing else.
+however it ends. A process that is killed loses these seconds, and of the tile under way what came
+before the first offer: pilot runs and warm-ups, and the fit of a refined proposal.
 """
 
 from __future__ import annotations

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..differentiability import check_differentiable
 from ..kernels import HMC, Kernel, Path, check_kernel
 from ..programs import Program, check_count
-from ..target import Target, check_differentiable
+from ..target import Target
 from .proposals import Proposal, Scaled, StudentT
 from .scoring import Estimator, Tile
 from .tiles import GRADIENT_MEMORY, Tiles, plan_tiles

@@ -60,8 +60,10 @@ class Sampling(Moving):
     def num_samples(self) -> int:
         return self.num_chains * self.num_draws
 
-    def _chains(self, tile: Tile, path: Path) -> PosteriorChains:
-        return PosteriorChains(
+    def _draw(self, tile: Tile) -> tuple[Path, dict[str, Tensor]]:
+        """The path of a tile, and what :meth:`PosteriorChains.run` gives along it."""
+        path = self._path(tile)
+        chains = PosteriorChains(
             path,
             self.kernel,
             self.num_chains,
@@ -70,6 +72,13 @@ class Sampling(Moving):
             tile.keeper,
             tile.advance,
         )
+        return path, chains.run()
+
+    def _log_prior(self, path: Path, drawn: dict[str, Tensor]) -> Tensor:
+        """The prior's density at draws, ``(S, C, N)``: the start's, where that is the prior."""
+        if self.start == "prior":
+            return drawn["log_start"]
+        return torch.stack([path.target.log_densities(u, "prior")["prior"] for u in drawn["u"]])
 
 
 @dataclass
@@ -160,6 +169,11 @@ class PosteriorChains:
         spread = torch.where(spread > 0, spread, chains.scale)
         chains.log_step = chains.log_step - (spread / chains.scale).double().log().mean(-1)
         chains.scale = spread
+
+
+def of_chains(drawn: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What chains say of themselves, by datum."""
+    return {name: drawn[name] for name in ("acceptance", "divergences", "step_size")}
 
 
 def mixing(values: Tensor) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ from .scope import check_finite, check_plan, check_support, device_of, move, sco
 from .tiles import Tiles
 
 _BLOCK = 64  # data whose support is checked, and whose tails are fitted, in one go
-_HOW = ("memory", "progress", "checkpoint")  # settings that no number depends on but by its noise
+_HOW = ("memory", "progress", "checkpoint")  # settings that say how, and not what
 
 
 @dataclass(frozen=True)
@@ -192,11 +192,9 @@ def score(
 ) -> list[Scored]:
     """What the tiles of each batch gave."""
     journal = Journal(estimator.checkpoint)
-    seed = estimator.seed
-    if seed is None:
-        seed = journal.seed(lambda: int(torch.randint(2**62, ())))
-    else:
-        journal.seed(lambda: seed)
+    given = estimator.seed
+    kept = journal.seed(lambda: int(torch.randint(2**62, ())) if given is None else given)
+    seed = kept if given is None else given
     if isinstance(x, DataLoader):
         if context:
             raise TypeError("with a DataLoader the context comes from its items, not beside it")
@@ -278,13 +276,12 @@ def _score_as_planned(
 
     few = tile(slice(0, 1), Tiles(1, 1))
     sizes = estimator._sizes(few, size)
-    settings = {
-        one.name: getattr(estimator, one.name) for one in fields(estimator) if one.name not in _HOW
-    }
+    settings = {one.name: getattr(estimator, one.name) for one in fields(estimator)}
+    asked = {name: value for name, value in settings.items() if name not in _HOW}
     kept_batch = journal.batch(
         number,
         sizes,
-        lambda: fingerprint(type(estimator).__name__, settings, model, guide, args),
+        lambda: fingerprint(type(estimator).__name__, asked, model, guide, args),
     )
     scores: list[Scores] = []
     khat: list[Tensor] = []
@@ -319,13 +316,7 @@ def _score_as_planned(
         khat,
         {
             "estimator": type(estimator).__name__,
-            "settings": _plain(
-                {
-                    one.name: getattr(estimator, one.name)
-                    for one in fields(estimator)
-                    if one.name != "checkpoint"
-                }
-            ),
+            "settings": _plain({n: v for n, v in settings.items() if n != "checkpoint"}),
             "seed": draws.seed,
             "data": digest_of(args),
             "guide_way": plan.guide_way,

@@ -13,15 +13,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from ..programs import check_count, check_number
 from .accumulator import WeightSums
 from .annealing.importance import summed
-from .estimate import RELIABLE_RHAT
 from .importance import sampling_tiles, stream
 from .pareto import pareto_shape
-from .posterior import Sampling, mixing
+from .posterior import Sampling, mixing, of_chains
 from .scoring import Estimator, Scores, Tile
 from .tiles import Tiles
 
@@ -40,6 +37,7 @@ class EvidenceUpperBound(Sampling):
         Ji and Shen, *Stochastic variational inference via upper bound*, 2019.
 
     Example:
+        >>> import torch
         >>> from pyrovae.models import LinearGaussianVAE
         >>> _ = torch.manual_seed(0)
         >>> linear = LinearGaussianVAE(data_dim=10, latent_dim=3)
@@ -53,8 +51,7 @@ class EvidenceUpperBound(Sampling):
     bias_weight = 0.0
 
     def _score(self, tile: Tile) -> Scores:
-        path = self._path(tile)
-        drawn = self._chains(tile, path).run()
+        path, drawn = self._draw(tile)
         log_weight = drawn["log_joint"] - drawn["log_start"]
         found = mixing(log_weight)
         ess = found["posterior_ess"].to(log_weight.device)
@@ -62,9 +59,8 @@ class EvidenceUpperBound(Sampling):
             "log_evidence": log_weight.mean((0, 1)),
             "stderr": log_weight.flatten(0, 1).std(0) / ess.clamp(min=1.0).sqrt(),
             "ess": ess,
-            **{n: drawn[n] for n in ("acceptance", "divergences", "step_size")},
+            **of_chains(drawn),
             **found,
-            "mixed": (found["rhat"] < RELIABLE_RHAT).double(),
         }
         return Scores(fields, path.target.num_evaluations, path.target.num_gradients)
 
@@ -88,6 +84,7 @@ class HarmonicMean(Sampling):
         1994. Neal, *The harmonic mean of the likelihood: worst Monte Carlo method ever*, 2008.
 
     Example:
+        >>> import torch
         >>> from pyrovae.models import LinearGaussianVAE
         >>> _ = torch.manual_seed(0)
         >>> linear = LinearGaussianVAE(data_dim=20, latent_dim=10)
@@ -101,23 +98,19 @@ class HarmonicMean(Sampling):
     bias_weight = 0.5
 
     def _score(self, tile: Tile) -> Scores:
-        path = self._path(tile)
-        drawn = self._chains(tile, path).run()
-        u = drawn["u"].flatten(0, 1)
-        prior = torch.cat(
-            [path.target.log_densities(part, "prior")["prior"] for part in u.split(self.num_chains)]
-        )
-        reciprocal = prior - drawn["log_joint"].flatten(0, 1)  # 1 / p(x | z)
+        path, drawn = self._draw(tile)
+        by_chain = self._log_prior(path, drawn) - drawn["log_joint"]  # log of 1 / p(x | z)
+        reciprocal = by_chain.flatten(0, 1)
         sums = summed(reciprocal)
         share = (reciprocal - reciprocal.amax(0)).exp()
-        worth = mixing(share.reshape(drawn["log_joint"].shape))
+        worth = mixing(share.reshape(by_chain.shape))
         ess = worth["posterior_ess"].to(share.device).clamp(min=1.0)
         fields = {
             "log_evidence": -sums.log_evidence(),
             "stderr": share.std(0) / share.mean(0) / ess.sqrt(),
             "ess": sums.ess(),
-            **{n: drawn[n] for n in ("acceptance", "divergences", "step_size")},
-            **mixing(reciprocal.reshape(drawn["log_joint"].shape)),
+            **of_chains(drawn),
+            **mixing(by_chain),
         }
         target = path.target
         return Scores(fields, target.num_evaluations, target.num_gradients, sums.largest())
@@ -143,6 +136,7 @@ class ChiUpperBound(Estimator):
         minimization*, 2017.
 
     Example:
+        >>> import torch
         >>> from pyrovae.models import LinearGaussianVAE
         >>> _ = torch.manual_seed(0)
         >>> linear = LinearGaussianVAE(data_dim=10, latent_dim=3)

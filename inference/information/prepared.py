@@ -8,7 +8,6 @@ from typing import TypeVar
 import torch
 
 from ..evidence.scope import check_finite, check_plan, device_of, move, scoring_scope
-from ..frozen import freeze_guide
 from ..particles import ParticlePlan, with_plan
 from ..programs import Program, num_data
 from ..slicing import take
@@ -21,9 +20,9 @@ def prepared(
     guide: Program,
     args: tuple,
     seed: int,
-    use: Callable[[Program, tuple, ParticlePlan], T],
+    use: Callable[[tuple, ParticlePlan], T],
 ) -> T:
-    """What ``use`` makes of a frozen guide, the data and a plan, with no trace left behind."""
+    """What ``use`` makes of the data and a plan, with no trace left behind."""
     num_data(args[0])
     check_finite(args)
     if not callable(guide):
@@ -34,7 +33,7 @@ def prepared(
 
         def look(plan: ParticlePlan) -> T:
             check_plan(plan)
-            return use(freeze_guide(guide, moved, plan), moved, plan)
+            return use(moved, plan)
 
         return with_plan(model, guide, moved, "auto", look)
 

@@ -95,8 +95,8 @@ def elbo_surgery(
     """
     check_count("num_samples", num_samples)
 
-    def use(frozen: Program, args: tuple, plan: ParticlePlan) -> Surgery:
-        target = Target(model, frozen, args, plan)
+    def use(args: tuple, plan: ParticlePlan) -> Surgery:
+        target = Target(model, freeze_guide(guide, args, plan), args, plan)
         size = num_data(args[0])
         own, prior, mixed = [], [], []
         for _ in range(num_samples):

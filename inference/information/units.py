@@ -3,8 +3,8 @@ r"""Which dimensions of the latents are used: activity and KL of each.
 .. math:: A_u = \mathrm{Var}_{x} \bigl(\mathbb{E}_{q(u \mid x)} u\bigr), \quad
           \mathrm{KL}_u = \frac1N \sum_n \mathrm{KL}(q(z_u \mid x_n) \,\|\, p(z_u)).
 
-A dimension is active where :math:`A_u > 0.01`. Posterior means are means of draws here, whose own
-variance is taken off :math:`A_u`.
+A dimension is active where :math:`A_u > 0.01` (``ACTIVE``). Posterior means are means of draws
+here, whose own variance is taken off :math:`A_u`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from torch import Tensor
 from ..objectives.kl import KL, Divergences, FreeBits
 from ..particles import ParticlePlan
 from ..programs import Data, Program, ProgramError, check_count, check_number
-from ..ways import evaluate
+from ..ways import data_axis, evaluate
 from .prepared import blocks, part, prepared
 
+ACTIVE = 0.01  # variance of the posterior's mean
 _BLOCK = 256
 
 
@@ -63,8 +64,8 @@ def active_units(
     guide: Program,
     x: Data,
     *context: object,
-    num_samples: int = 32,
-    threshold: float = 0.01,
+    num_samples: int = 100,
+    threshold: float = ACTIVE,
     seed: int = 0,
 ) -> ActiveUnits:
     """Count the dimensions of the latents that tell data apart.
@@ -74,7 +75,8 @@ def active_units(
         guide: the guide.
         x: the data.
         context: what else both programs take.
-        num_samples: draws that a posterior mean is the mean of; at least 2.
+        num_samples: draws that a posterior mean is the mean of; at least 2. With few of them, and
+            few data, the noise of a collapsed dimension may pass the threshold.
         threshold: on the variance.
         seed: of the draws.
 
@@ -98,7 +100,7 @@ def active_units(
     if num_samples < 2:
         raise ValueError("num_samples must be at least 2, to know the noise of a mean, but is 1")
 
-    def use(frozen: Program, args: tuple, plan: ParticlePlan) -> ActiveUnits:
+    def use(args: tuple, plan: ParticlePlan) -> ActiveUnits:
         means: dict[str, list[Tensor]] = {}
         noise: dict[str, list[Tensor]] = {}
         kls: dict[str, list[Tensor]] = {}
@@ -141,11 +143,8 @@ def _look(
             if per == "site":
                 raise
     values = {
-        name: value.movedim(value.dim() - layout.latents[name].event_dims + layout.data_dim, 1)
-        .flatten(2)
-        .double()
-        if value.dim() > 2
-        else value[..., None].double()
+        # a dimension at the end, lest a latent without any have none to flatten
+        name: value.movedim(data_axis(value, name, layout), 1)[..., None].flatten(2).double()
         for name, value in run.values.items()
         if name not in layout.auxiliary
     }
