@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
+
 
 def check_counts(**counts: int) -> None:
-    """Raise ValueError unless each number is at least 1.
+    """Raise ValueError unless each number is at least 1, TypeError for no whole number.
 
     Example:
         >>> check_counts(latent_dim=2)
@@ -14,5 +16,9 @@ def check_counts(**counts: int) -> None:
         ValueError: num_components must be at least 1, but is 0
     """
     for name, count in counts.items():
+        try:
+            operator.index(count)
+        except TypeError:
+            raise TypeError(f"{name} must be a whole number, but is {count!r}") from None
         if count < 1:
             raise ValueError(f"{name} must be at least 1, but is {count}")

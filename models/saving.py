@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from .vae import VAE
+from .generative import GenerativeModel
 
 FORMAT = "pyrovae-model-1"
 _SCALARS = (bool, int, float, str, type(None))
@@ -208,7 +208,7 @@ def _constructor(cls: type[nn.Module]) -> Mapping[str, inspect.Parameter]:
 
 
 def _is_left_out(module: nn.Module, argument: str) -> bool:
-    if isinstance(module, VAE) and argument == "name":
+    if isinstance(module, GenerativeModel) and argument == "name":
         return True  # a model that is loaded beside the one that was saved is another one
     private = _is_torchs(type(module)) and argument.startswith("_")
     return argument in _NOT_DESCRIBED or private

@@ -13,17 +13,16 @@ Prior, posterior and likelihood are modules that return distributions: swap one,
 
 from __future__ import annotations
 
-import itertools
-from typing import Any
-
 import pyro
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-_instances = itertools.count()
+from .checks import check_counts
+from .generative import GenerativeModel, check_parts, draw
 
 
-class VAE(nn.Module):
+class VAE(GenerativeModel):
     """A variational autoencoder from its three parts.
 
     ``model(x, *context)`` and ``guide(x, *context)`` are plain Pyro programs: they train under
@@ -34,8 +33,7 @@ class VAE(nn.Module):
         prior: ``prior()`` returns a distribution over codes.
         posterior: ``posterior(x, *context)`` returns one.
         likelihood: ``likelihood(z, *context)`` returns a distribution over data.
-        name: under which Pyro's parameter store knows the parameters; by default one of its own
-            for each VAE, copies and unpickled ones included, so that two of them stay two.
+        name: in Pyro's parameter store; see :class:`~pyrovae.models.generative.GenerativeModel`.
 
     References:
         Kingma and Welling, *Auto-encoding variational Bayes*, 2014. Rezende, Mohamed and Wierstra,
@@ -60,53 +58,31 @@ class VAE(nn.Module):
         likelihood: nn.Module,
         name: str | None = None,
     ) -> None:
-        super().__init__()
+        check_parts(prior=prior, posterior=posterior, likelihood=likelihood)
+        super().__init__(name)
         self.prior, self.posterior, self.likelihood = prior, posterior, likelihood
-        self._is_named = name is not None
-        self.name = f"vae_{next(_instances)}" if name is None else name
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        # under its original's name, a copy would train the parameters in the store: the original's
-        if not self._is_named:
-            self.name = f"vae_{next(_instances)}"
 
     def model(self, x: Tensor, *context: Tensor) -> Tensor:
-        """Draw z from the prior and x, observed, from the likelihood.
-
-        Raises:
-            ValueError: the likelihood's data have another shape than those of ``x``.
-        """
-        self._register()
-        with pyro.plate("data", len(x), dim=-1):
-            z = pyro.sample("z", self.prior())
-            likelihood = self.likelihood(z, *context)
-            if likelihood.event_shape != x.shape[1:]:  # a density would broadcast, and be wrong
-                raise ValueError(
-                    f"x must hold data of shape {tuple(likelihood.event_shape)}, as the likelihood "
-                    f"does, but holds {tuple(x.shape[1:])}"
-                )
-            return pyro.sample("x", likelihood, obs=x)
+        """Draw z from the prior and x, observed, from the likelihood."""
+        with self._data(x):
+            z = pyro.sample("z", self._prior(*context))
+            return self._observe(x, self.likelihood(z, *context))
 
     def guide(self, x: Tensor, *context: Tensor) -> Tensor:
         """Draw z from the posterior's approximation."""
-        self._register()
-        with pyro.plate("data", len(x), dim=-1):
+        with self._data(x):
             return pyro.sample("z", self.posterior(x, *context))
 
-    def _register(self) -> None:
-        # Pyro's own switch for modules that keep their parameters to themselves; fit and the
-        # estimators, which find them there, set it and save this call a tenth of their time
-        if not pyro.settings.get("module_local_params"):
-            pyro.module(self.name, self)
+    def _prior(self, *context: Tensor) -> TorchDistributionMixin:
+        """What z is drawn from: what kinds of VAEs differ in."""
+        return self.prior()
 
     @torch.no_grad()
     def sample(self, num_samples: int, *context: Tensor) -> Tensor:
         """Draw ``num_samples`` data from the model: ``(num_samples, *data)``."""
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, but is {num_samples}")
-        z = self.prior().sample(torch.Size((num_samples,)))
-        return self.likelihood(z, *context).sample()
+        check_counts(num_samples=num_samples)
+        z = self._prior(*context).sample(torch.Size((num_samples,)))
+        return draw(num_samples, self.likelihood(z, *context))
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *context: Tensor) -> Tensor:

@@ -32,11 +32,26 @@ def _without_copies(value: Tensor) -> Tensor:
 
 def _check_event(vector: dist.Independent, value: Tensor) -> None:
     # elsewhere a vector of another length broadcasts, and each sum is over a length of its own
-    if value.shape[-vector.event_dim :] != vector.event_shape:
+    if value.shape[value.dim() - vector.event_dim :] != vector.event_shape:
         raise ValueError(
             f"value must end in the event shape {tuple(vector.event_shape)}, "
             f"but has shape {tuple(value.shape)}"
         )
+
+
+class Vector(dist.Independent):
+    """``to_event``, which refuses values of another event shape where that would broadcast them.
+
+    Example:
+        >>> Vector(dist.Laplace(torch.zeros(2), 1.0), 1).log_prob(torch.zeros(5, 1))
+        Traceback (most recent call last):
+        ...
+        ValueError: value must end in the event shape (2,), but has shape (5, 1)
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        _check_event(self, value)
+        return super().log_prob(value)
 
 
 class NormalVector(dist.Independent):

@@ -31,6 +31,9 @@ class DiagonalNormalMixture(TorchDistribution):
         loc: their means, ``(M, Z)``.
         scale: their standard deviations, ``(M, Z)``.
 
+    Raises:
+        ValueError: shapes other than these.
+
     Example:
         >>> mixture = DiagonalNormalMixture(torch.zeros(2), torch.zeros(2, 3), torch.ones(2, 3))
         >>> z = torch.ones(4, 3)
@@ -49,6 +52,12 @@ class DiagonalNormalMixture(TorchDistribution):
     def __init__(
         self, logits: Tensor, loc: Tensor, scale: Tensor, validate_args: bool | None = None
     ) -> None:
+        # a density would broadcast, and be wrong
+        if loc.dim() != 2 or scale.shape != loc.shape or logits.shape != loc.shape[:1]:
+            raise ValueError(
+                "logits, loc and scale must be of shapes (M,), (M, Z) and (M, Z), but are of "
+                f"{tuple(logits.shape)}, {tuple(loc.shape)} and {tuple(scale.shape)}"
+            )
         self.logits, self.loc, self.scale = logits, loc, scale
         super().__init__(torch.Size(), loc.shape[-1:], validate_args=validate_args)
 
@@ -64,7 +73,9 @@ class DiagonalNormalMixture(TorchDistribution):
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         with torch.no_grad():
             component = dist.Categorical(logits=self.logits).sample(sample_shape)
-            return torch.normal(self.loc[component], self.scale[component])
+            loc = self.loc[component]
+            # unlike torch.normal, it does not look at the scale, for which a GPU would wait
+            return loc + self.scale[component] * torch.randn_like(loc)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:

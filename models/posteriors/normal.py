@@ -1,8 +1,4 @@
-r"""Posteriors q(z | x): modules whose call returns a distribution over codes, event shape ``(Z,)``.
-
-Amortised ones hold an encoder that maps x to the distribution's parameters; :class:`PerDatum` holds
-the parameters of each datum instead, and so has no amortisation gap.
-"""
+"""Normal posteriors, from an encoder."""
 
 from __future__ import annotations
 
@@ -13,8 +9,8 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from .checks import check_counts
-from .independent import NormalVector
+from ..checks import check_counts
+from ..distributions import NormalVector
 
 
 class DiagonalNormal(nn.Module):
@@ -86,41 +82,34 @@ class FullRankNormal(nn.Module):
         return dist.MultivariateNormal(loc, scale_tril=lower)
 
 
-class PerDatum(nn.Module):
-    """N(μ_n, diag σ_n²) with parameters of its own for each of N data: not amortised.
-
-    Called with the data alone it must be given all of them, in order. For mini-batches, pass the
-    index of each datum as the last context, and hide it from the likelihood with
-    :class:`~pyrovae.models.nets.WithoutContext`.
+class LowRankNormal(nn.Module):
+    """N(μ(x), V(x) V(x)ᵀ + diag d(x)), with V of R columns: R directions in which codes go along.
 
     Args:
-        num_data: N.
-        latent_dim: Z.
+        net: maps ``(x, *context)`` to ``(..., Z (2 + R))``: the mean, log d, and V by rows.
+        rank: R.
 
     Raises:
-        ValueError: another number of data and no index; a size under 1.
+        ValueError: the network's output is not of that form for any Z.
 
     Example:
-        >>> posterior = PerDatum(num_data=100, latent_dim=2)
-        >>> x = torch.zeros(100, 784)
-        >>> posterior(x).batch_shape, posterior(x[:10], torch.arange(10)).batch_shape
-        (torch.Size([100]), torch.Size([10]))
+        >>> LowRankNormal(nn.Linear(784, 5 * (2 + 2)), rank=2)(torch.zeros(3, 784)).event_shape
+        torch.Size([5])
     """
 
-    def __init__(self, num_data: int, latent_dim: int) -> None:
+    def __init__(self, net: nn.Module, rank: int) -> None:
         super().__init__()
-        check_counts(num_data=num_data, latent_dim=latent_dim)
-        self.num_data, self.latent_dim = num_data, latent_dim
-        self.loc = nn.Parameter(torch.zeros(num_data, latent_dim))
-        self.log_scale = nn.Parameter(torch.zeros(num_data, latent_dim))
+        check_counts(rank=rank)
+        self.net, self.rank = net, rank
 
     def forward(self, x: Tensor, *context: Tensor) -> TorchDistributionMixin:
-        rows: slice | Tensor = slice(None)
-        if context:
-            rows = context[-1]
-        elif len(x) != self.num_data:
+        output = self.net(x, *context)
+        size, left = divmod(output.shape[-1], 2 + self.rank)
+        if left or not size:
             raise ValueError(
-                f"x must hold all {self.num_data} data or come with their index as the last "
-                f"context, but holds {len(x)}"
+                f"net must return Z (2 + rank) features, rank being {self.rank}, but returns "
+                f"{output.shape[-1]}"
             )
-        return NormalVector(dist.Normal(self.loc[rows], self.log_scale[rows].exp()), 1)
+        loc, log_diag, rows = output.split([size, size, size * self.rank], -1)
+        factor = rows.unflatten(-1, (size, self.rank))
+        return dist.LowRankMultivariateNormal(loc, factor, log_diag.exp())
