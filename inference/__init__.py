@@ -1,5 +1,6 @@
 """Training and scoring of Pyro programs: per-datum weights, objectives, estimators of log p(x)."""
 
+from .compilation import NoGain, NotCompiled
 from .evidence import (
     AnnealedImportanceSampling,
     BidirectionalMonteCarlo,
@@ -48,13 +49,14 @@ from .objectives import (
     DReG,
     FreeBits,
     MonteCarloObjective,
+    Penalised,
     Renyi,
     WarmUp,
     bounds,
     gradients,
 )
 from .programs import ProgramError
-from .training import History, NonFiniteLoss, TrainingInterrupted, fit
+from .training import History, NonFiniteLoss, PosteriorCollapse, TrainingInterrupted, fit
 from .weights import Simulation, Weights, log_joint, log_weights, simulate
 
 __all__ = [
@@ -93,6 +95,10 @@ __all__ = [
     "MeanEstimate",
     "MonteCarloObjective",
     "NonFiniteLoss",
+    "NoGain",
+    "NotCompiled",
+    "Penalised",
+    "PosteriorCollapse",
     "PosteriorDraws",
     "PosteriorSampling",
     "PriorMonteCarlo",

@@ -41,8 +41,8 @@ def check_differentiable(target: Target, u: Tensor) -> None:
         if off > allowed:
             raise ProgramError(
                 f"the model's density changes along latent '{name}' by {change:.3g} nats, of which "
-                f"its gradient leaves {off:.3g} unexplained: is it detached, rounded or compared? "
-                "It cannot be moved"
+                f"its gradient leaves {off:.3g} unexplained: is it detached, rounded or compared, "
+                "or random, as in training mode (call .eval())? It cannot be moved"
             )
 
 

@@ -37,6 +37,35 @@ class _Recorder(Messenger):
             }
 
 
+class Frozen:
+    """A program that draws from the distributions that a guide had.
+
+    Args:
+        guide: the guide.
+        sites: what was noted of each of its sites.
+    """
+
+    def __init__(self, guide: Program, sites: dict[str, dict]) -> None:
+        self.guide, self.sites = guide, sites
+
+    def __call__(self, *_: object) -> None:
+        for name, site in self.sites.items():
+            with ExitStack() as stack:
+                for frame in site["frames"]:
+                    if frame.vectorized:
+                        stack.enter_context(IndepMessenger(frame.name, frame.size, frame.dim))
+                if isinstance(site["scale"], torch.Tensor) or site["scale"] != 1:
+                    stack.enter_context(poutine.scale(scale=site["scale"]))
+                if site["mask"] is not None:
+                    stack.enter_context(poutine.mask(mask=site["mask"]))
+                pyro.sample(name, site["fn"])
+
+
+def thawed(guide: Program | None) -> Program | None:
+    """The guide itself."""
+    return guide.guide if isinstance(guide, Frozen) else guide
+
+
 def freeze_guide(guide: Program, args: tuple, plan: ParticlePlan) -> Program:
     """Run the guide once and return a program that draws from the distributions it had.
 
@@ -57,16 +86,4 @@ def freeze_guide(guide: Program, args: tuple, plan: ParticlePlan) -> Program:
         if any(len(shape) >= rank and shape[-rank] > 1 for shape in shapes):
             return guide
 
-    def frozen(*_: object) -> None:
-        for name, site in sites.items():
-            with ExitStack() as stack:
-                for frame in site["frames"]:
-                    if frame.vectorized:
-                        stack.enter_context(IndepMessenger(frame.name, frame.size, frame.dim))
-                if isinstance(site["scale"], torch.Tensor) or site["scale"] != 1:
-                    stack.enter_context(poutine.scale(scale=site["scale"]))
-                if site["mask"] is not None:
-                    stack.enter_context(poutine.mask(mask=site["mask"]))
-                pyro.sample(name, site["fn"])
-
-    return frozen
+    return Frozen(guide, sites)

@@ -30,10 +30,10 @@ from numpy.typing import NDArray
 from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
 
-from .modules import Modules
+from .modules import Modules, unnoticed
 from .objectives import MonteCarloObjective
 from .programs import Data, Program, check_count, num_data, run_program, sample_sites
-from .rng import derive, forked
+from .rng import derive
 from .training.objective import Loss
 from .training.parameters import Parameters
 
@@ -89,10 +89,11 @@ def gradient_statistics(
         if not isinstance(value, PyroELBO) and not (name == "reference" and value is None):
             raise TypeError(f"{name} must be a pyro.infer.ELBO, but is {value!r}")
     args = (x, *context)
-    parameters = Parameters(Modules(model, guide))
+    modules = Modules(model, guide)
+    parameters = Parameters(modules)
     device = parameters.device() or torch.device("cpu")
     size = num_data(x)
-    with forked(device, derive(seed, "gradient statistics")):
+    with unnoticed(modules, device, derive(seed, "gradient statistics")):
         rows = _estimate(objective, model, guide, args, parameters, device, seed, repeats, size)
         if reference is None:
             reference = _with_more_particles(objective)

@@ -35,6 +35,7 @@ from .refusals import (
     refuse_shape,
     refuse_unmatched_latents,
 )
+from .spaces import reaches, refuse_other_space
 from .support import bytes_hint
 
 
@@ -47,12 +48,16 @@ class Latent:
         event_dims: how many belong to one draw.
         reparameterized: whether a draw is a differentiable function of the parameters.
         distribution: the name of what it is drawn from.
+        reached: whether all that the model can draw can be drawn.
+        masked: whether some data may lack it.
     """
 
     batch_dims: int
     event_dims: int
     reparameterized: bool = True
     distribution: str = ""
+    reached: bool = True
+    masked: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,9 @@ def inspect_programs(
     refuse_guide_sites(guide_sites, model_sites)
     refuse_unmatched_latents(model_sites, guide_sites, prior_proposal=guide is None)
     refuse_masks(model_sites, guide_sites)
+    both = [n for n, s in guide_sites.items() if n in model_sites and not s["is_observed"]]
+    for name in both:
+        refuse_other_space(name, guide_sites[name]["fn"], model_sites[name]["fn"])
     size = num_data(args[0])
     data_dim, found = find_data_dim(model_sites, guide_sites, size, may_subsample)
     subsample = None if found in (size, -1) else found
@@ -158,6 +166,8 @@ def inspect_programs(
                 site["fn"].event_dim,
                 site["fn"].has_rsample,
                 type(base(site["fn"])).__name__,
+                name not in both or reaches(site["fn"], model_sites[name]["fn"]),
+                isinstance(site["mask"], Tensor),
             )
             for name, site in proposal_sites.items()
             if not site["is_observed"] and name not in enumerated

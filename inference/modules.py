@@ -165,13 +165,14 @@ class Buffers:
     """The buffers' values before a step, so that a step that went wrong can be undone.
 
     Large buffers are copied only when torch's count of their changes moved. Small ones always are,
-    because batch norm changes its own behind that count.
+    because batch norm changes its own behind that count; with ``copy_all`` large ones, too, because
+    compiled code does.
     """
 
     SMALL = 2**16
 
-    def __init__(self, places: Mapping[str, tuple[nn.Module, str]]) -> None:
-        self.places = dict(places)
+    def __init__(self, places: Mapping[str, tuple[nn.Module, str]], copy_all: bool = False) -> None:
+        self.places, self.copy_all = dict(places), copy_all
         self._kept: dict[str, tuple[Tensor, int, Tensor]] = {}
 
     def current(self) -> dict[str, Tensor]:
@@ -186,6 +187,7 @@ class Buffers:
             and kept[0] is value
             and kept[1] == value._version
             and value.numel() > self.SMALL
+            and not self.copy_all
         )
 
     def keep(self) -> None:

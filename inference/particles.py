@@ -6,6 +6,7 @@ only when the log-densities it gives to three particles equal those of a loop ov
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -14,6 +15,7 @@ import torch
 
 from .agreement import agree, first_difference
 from .layout import Layout, inspect_programs
+from .modules import Modules, unnoticed
 from .programs import Program, ProgramError, StructureVaries
 from .slicing import inspect_part
 from .ways import WAYS, Evaluation, Probe, evaluate
@@ -56,6 +58,8 @@ def plan_particles(
 ) -> ParticlePlan:
     """Find the cheapest way that agrees with a loop over particles.
 
+    Trials leave no mark: neither generators nor buffers move.
+
     Args:
         model: ``model(x, *context)``.
         guide: ``guide(x, *context)``; None where the prior is the proposal.
@@ -68,15 +72,17 @@ def plan_particles(
         ValueError: an unknown way.
     """
     check_way(particles)
-    if not whole:
-        try:
-            if (part := inspect_part(model, guide, args)) is not None:
-                layout, few = part
-                return _choose(model, guide, few, layout, particles, sliceable=True)
-        except StructureVaries:
-            pass  # the loop that makes latents is longer for other data: all of them tell
-    layout = inspect_programs(model, guide, args)
-    return _choose(model, guide, args, layout, particles, sliceable=False)
+    modules = Modules(model, guide or model)
+    with unnoticed(modules, _device(modules, args)):
+        if not whole:
+            try:
+                if (part := inspect_part(model, guide, args)) is not None:
+                    layout, few = part
+                    return _choose(model, guide, few, layout, particles, sliceable=True)
+            except StructureVaries:
+                pass  # the loop that makes latents is longer for other data: all of them tell
+        layout = inspect_programs(model, guide, args)
+        return _choose(model, guide, args, layout, particles, sliceable=False)
 
 
 def with_plan(
@@ -115,6 +121,15 @@ def check_way(particles: str) -> None:
     """Raise ValueError unless it is "auto" or one of the ways."""
     if particles != "auto" and particles not in WAYS:
         raise ValueError(f"particles must be 'auto' or one of {WAYS}, but is {particles!r}")
+
+
+def _device(modules: Modules, args: tuple) -> torch.device:
+    """Where programs draw: where their parameters are, or else their data."""
+    placed = itertools.chain(
+        (p for root in modules.roots() for p in root.parameters()),
+        args[0] if isinstance(args[0], tuple) else (args[0],),
+    )
+    return next((p.device for p in placed if isinstance(p, torch.Tensor)), torch.device("cpu"))
 
 
 def _choose(

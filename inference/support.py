@@ -38,7 +38,7 @@ def bytes_hint(x: object) -> str:
     return "; bytes of images become pixels in [0, 1] by x / 255" if is_bytes else ""
 
 
-def _base_support(fn: Any) -> Any:
+def base_support(fn: Any) -> Any:
     """The constraint on single components; None where a distribution does not say."""
     while isinstance(fn, Independent):  # whose own support is built anew at each question
         fn = fn.base_dist
@@ -53,7 +53,7 @@ def _base_support(fn: Any) -> Any:
 
 def unbounded(fn: Any) -> bool:
     """Whether every real number is in the support of a component, or the support is not known."""
-    support = _base_support(fn)
+    support = base_support(fn)
     return support is None or support is constraints.real
 
 
@@ -65,7 +65,7 @@ def support_varies(fn: Any) -> bool:
         >>> support_varies(dist.Uniform(0.0, torch.ones(3))), support_varies(dist.Gamma(1.0, 1.0))
         (True, False)
     """
-    support = _base_support(fn)
+    support = base_support(fn)
     return support is not None and any(isinstance(v, Tensor) for v in vars(support).values())
 
 
@@ -94,7 +94,7 @@ def outside_support(site: Mapping[str, Any]) -> str | None:
         >>> outside_support(site)
         'values in Boolean(), but holds 0.3'
     """
-    support = _base_support(site["fn"])
+    support = base_support(site["fn"])
     value = site["value"]
     if support is None or not isinstance(value, Tensor):
         return None

@@ -12,6 +12,7 @@ latents are summed out of all three.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
+from .frozen import thawed
 from .particles import ParticlePlan
 from .programs import Program, num_data
 from .ways import Evaluation, data_axis, evaluate
@@ -93,6 +95,12 @@ class Target:
         """Count what an interrupted call had spent."""
         self.num_evaluations += spent[0]
         self.num_gradients += spent[1]
+
+    def on(self, args: tuple) -> Target:
+        """The same densities of other data of the same form, whose encoder has not run."""
+        other = copy.copy(self)
+        other.args, other._guide = args, thawed(self._guide)
+        return other
 
     # --- draws -----------------------------------------------------------------------------------
 

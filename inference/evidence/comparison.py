@@ -8,6 +8,7 @@ what data differ by is not among their errors.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import dataclass
@@ -73,15 +74,20 @@ class EvidenceComparison:
 
     @property
     def best_lower(self) -> str | None:
-        """The highest lower bound; or one that it does not exceed significantly.
+        """A lower bound that no other exceeds significantly.
 
-        Of these, one that its own diagnoses do not speak against, the most precise and cheapest.
+        Of several, one that its own diagnoses do not speak against, the most precise and cheapest.
         """
         lower = self.side("lower")
         if not lower:
             return None
         highest = max(lower, key=lambda name: self.estimates[name].mean().value)
-        equal = [n for n in lower if not self.difference(highest, n).exceeds(_SIGNIFICANT)]
+        beaten = {
+            low
+            for low, high in itertools.permutations(lower, 2)
+            if self.difference(high, low).exceeds(_SIGNIFICANT)
+        }
+        equal = [name for name in lower if name not in beaten] or [highest]
 
         def rank(name: str) -> tuple[bool, float, float, float]:
             one = self.estimates[name]
@@ -299,7 +305,10 @@ def unmixed(estimate: Estimate) -> float:
 
 def doubt(estimate: Estimate) -> str | None:
     """What an estimate's own diagnoses say against it; None where they say nothing."""
-    reasons = []
+    reasons = [
+        f"its guide cannot draw all values of latent '{name}'"
+        for name in estimate.provenance.get("unreached", ())
+    ]
     if (share := too_high(estimate)) > _LIGHT:
         reasons.append(f"k̂ is too high for {share:.0%} of the data")
     if (share := unmixed(estimate)) > _LIGHT:

@@ -15,6 +15,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from .fingerprint import joined
+
 RELIABLE_RHAT = 1.05
 LEAST_FOR_KHAT = 21  # weights, whose tail holds five
 
@@ -64,7 +66,8 @@ class Estimate:
         log_evidence: the estimates.
         stderr: Monte Carlo standard error of each, by the delta method
             :math:`\sqrt{1/\mathrm{ESS} - 1/K}`; NaN for K = 1. Means nothing where k̂ is high.
-        ess: effective sample size :math:`(\sum w)^2 / \sum w^2`, between 1 and K.
+        ess: effective sample size :math:`(\sum w)^2 / \sum w^2`, between 1 and K; NaN for an
+            estimate that is made of no weights.
         khat: Pareto shape of the weights' tail; NaN where too few weights differ to tell.
         direction: "lower", "upper" or "consistent": the side of log p(x) on which the estimate's
             expectation lies. Of the upper ones that holds for what they converge to: samples that
@@ -127,8 +130,19 @@ class Estimate:
 
     def warnings(self) -> list[str]:
         """What the diagnoses say against the estimate, in words; nothing where they do not."""
-        found = []
-        unknown = float(self.khat.isnan().double().mean())
+        found = [
+            f"the guide cannot draw all values of latent '{name}', of which no weight tells"
+            for name in self.provenance.get("unreached", ())
+        ]
+        if (single := self.diagnostics.get("log_evidence_float32")) is not None:
+            shift = (self.log_evidence - single)[single.isfinite()]
+            error = float(shift.std()) / math.sqrt(len(shift)) if len(shift) > 1 else math.nan
+            found.append(
+                f"bfloat16 shifts it by {float(shift.mean()):+.4f} ± {error:.4f} (of the first "
+                f"{len(shift)} data, with the same draws)"
+            )
+        weighted = not bool(self.ess.isnan().all())  # without weights there is no k̂ to miss
+        unknown = float(self.khat.isnan().double().mean()) if weighted else 0.0
         limit = khat_threshold(self.num_samples)
         if too_high := float((self.khat >= limit).double().mean()):
             found.append(f"k̂ too high for {too_high:.0%}")
@@ -140,7 +154,7 @@ class Estimate:
             found.append(
                 f"k̂ unknown: it needs {LEAST_FOR_KHAT} weights, and these are {self.num_samples}"
             )
-        elif unknown and "left" not in self.diagnostics:
+        elif unknown:
             found.append(f"k̂ unknown for {unknown:.0%}: too few different weights")
         return found
 
@@ -194,9 +208,19 @@ class Estimate:
 
 
 def concatenate(estimates: Sequence[Estimate]) -> Estimate:
-    """Join the estimates of successive batches of data, made by one estimator."""
+    """Join the estimates of successive batches of data, made by one estimator.
+
+    Costs per datum are those of the dearest batch; the seconds add up.
+    """
     first = estimates[0]
-    seconds = sum(float(one.provenance.get("seconds", 0.0)) for one in estimates)
+    provenance = dict(first.provenance)
+    if all("seconds" in one.provenance for one in estimates):
+        provenance["seconds"] = sum(one.provenance["seconds"] for one in estimates)
+    if all("data" in one.provenance for one in estimates):
+        provenance["data"] = joined(one.provenance["data"] for one in estimates)
+    for name in ("evaluations", "gradients"):
+        if name in first.provenance:
+            provenance[name] = max(one.provenance[name] for one in estimates)
     return Estimate(
         **{name: torch.cat([getattr(one, name) for one in estimates]) for name in Estimate.CORE},
         diagnostics={
@@ -206,7 +230,7 @@ def concatenate(estimates: Sequence[Estimate]) -> Estimate:
         bias_weight=first.bias_weight,
         direction=first.direction,
         num_samples=first.num_samples,
-        provenance={**first.provenance, "seconds": seconds},
+        provenance=provenance,
     )
 
 

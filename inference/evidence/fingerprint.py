@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ..modules import Modules
-from ..programs import Program
+from ..programs import Program, num_data
 
 
 def fingerprint(
@@ -37,22 +38,51 @@ def fingerprint(
     return digest.hexdigest()
 
 
-def digest_of(args: tuple) -> str:
-    """A short word for data and context."""
-    digest = hashlib.sha256()
-    _add_all(digest, args)
-    return digest.hexdigest()[:16]
+def digest_of(args: tuple, first: int = 0) -> str:
+    """A short word for data and context, of which these are the data from number ``first`` on.
+
+    Words of successive batches add up (:func:`joined`) to that of all their data at once: each
+    datum is hashed with its number. What all data share is hashed with the first.
+    """
+    size = num_data(args[0])
+    own: list[Tensor] = []
+    shared = hashlib.sha256()
+    for leaf in map(_as_tensor, tree_leaves(args)):
+        if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == size:
+            own.append(leaf)
+            shared.update(f"{tuple(leaf.shape[1:])} {leaf.dtype}".encode())
+        elif isinstance(leaf, Tensor):
+            _add(shared, leaf)
+        else:
+            shared.update(_word(leaf).encode())
+    total = int.from_bytes(shared.digest()[:8], "big") if first == 0 else 0
+    rows = [_bytes(t).reshape(size, -1) for t in own if t.numel()]
+    for number in range(size):
+        digest = hashlib.blake2b(str(first + number).encode(), digest_size=8)
+        for row in rows:
+            digest.update(row[number].tobytes())
+        total += int.from_bytes(digest.digest(), "big")
+    return f"{total % 2**64:016x}"
+
+
+def joined(words: Iterable[str]) -> str:
+    """The word for all data of successive batches."""
+    return f"{sum(int(word, 16) for word in words) % 2**64:016x}"
 
 
 def _add_all(digest: Any, tree: Any) -> None:
     """Every leaf of nested containers: tensors and arrays by content, the rest by their words."""
-    for leaf in tree_leaves(tree):
-        if isinstance(leaf, np.ndarray):
-            leaf = torch.as_tensor(leaf) if leaf.dtype != object else str(leaf.tolist())
+    for leaf in map(_as_tensor, tree_leaves(tree)):
         if isinstance(leaf, Tensor):
             _add(digest, leaf)
         else:
             digest.update(_word(leaf).encode())
+
+
+def _as_tensor(leaf: Any) -> Any:
+    if isinstance(leaf, np.ndarray):
+        return torch.as_tensor(leaf) if leaf.dtype != object else str(leaf.tolist())
+    return leaf
 
 
 def _word(leaf: object) -> str:
@@ -63,5 +93,8 @@ def _word(leaf: object) -> str:
 
 def _add(digest: Any, value: Tensor) -> None:
     digest.update(f"{tuple(value.shape)} {value.dtype}".encode())
-    flat = value.detach().cpu().contiguous().reshape(-1)
-    digest.update(flat.view(torch.uint8).numpy().tobytes())
+    digest.update(_bytes(value).tobytes())
+
+
+def _bytes(value: Tensor) -> np.ndarray:
+    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

@@ -11,20 +11,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ..frozen import thawed
 from ..particles import draw
+from ..paths import Path
+from ..precision import InBfloat16
 from ..programs import Program, check_count, check_number
+from ..rng import capture, restore
 from ..target import Target
 from ..weights import Weights, log_weights
 from .accumulator import Strata, WeightSums
 from .pareto import smooth_tail
-from .proposals import Local, Proposal, Scaled, StudentT
+from .proposals import Proposal, Scaled, StudentT
 from .scoring import Estimator, Scores, Tile
 from .tiles import Tiles, plan_tiles
+
+_COMPARED = 32  # data whose estimate is made in both precisions
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,9 @@ class ImportanceSampling(Estimator):
         defensive: α, the share of the prior; 0 for none.
         proposal: ``Scaled(factor)`` or ``StudentT(df)``, built from the guide's moments in
             unconstrained coordinates, in the guide's place.
+        bfloat16: run the layers of the model's networks in bfloat16. The model is another one then:
+            by how much it shifts log p(x) is measured on the first 32 data, with the same draws,
+            and told beside the estimate; ``diagnostics["log_evidence_float32"]`` has theirs.
         seed: see :class:`Estimator` for this and the further settings.
 
     References:
@@ -68,15 +77,18 @@ class ImportanceSampling(Estimator):
     smooth: bool = False
     defensive: float = 0.0
     proposal: Proposal | None = None
+    bfloat16: bool = False
 
     @property
     def direction(self) -> str:  # type: ignore[override]
-        return "consistent" if self.smooth else "lower"
+        return "consistent" if self.smooth or self.bfloat16 else "lower"
 
     def _check(self) -> None:
         check_count("num_samples", self.num_samples)
         if not isinstance(self.smooth, bool):
             raise TypeError(f"smooth must be True or False, but is {self.smooth!r}")
+        if not isinstance(self.bfloat16, bool):
+            raise TypeError(f"bfloat16 must be True or False, but is {self.bfloat16!r}")
         check_number("defensive", self.defensive, 0, 1)
         if self.defensive == 1:
             raise ValueError("defensive must be below 1, but is 1: that is PriorMonteCarlo")
@@ -101,6 +113,19 @@ class ImportanceSampling(Estimator):
         return sampling_tiles(few, self.num_samples, size, self.memory)
 
     def _score(self, tile: Tile) -> Scores:
+        if not self.bfloat16:
+            return self._weigh(tile)
+        device = tile.plan.layout.device or torch.device("cpu")
+        before = capture(device)
+        replays = tile.replays and tile.replays.of("bfloat16")
+        scores = self._weigh(replace(tile, model=InBfloat16()(tile.model), replays=replays))
+        if tile.rows.start < _COMPARED:
+            restore(before, device)
+            exact = self._weigh(tile)
+            scores.fields["log_evidence_float32"] = exact.fields["log_evidence"]
+        return scores
+
+    def _weigh(self, tile: Tile) -> Scores:
         if self.defensive == 0 and self.proposal is None:
             sums = WeightSums(self.num_samples, rest=self.smooth)
             for log_weight in stream(tile, self.num_samples):
@@ -111,33 +136,30 @@ class ImportanceSampling(Estimator):
 
     def _mixture(self, tile: Tile) -> Strata:
         target = Target(tile.model, tile.guide, tile.args, tile.plan)
-        local = None if self.proposal is None else self.proposal.build(target)
+        path = Path(
+            target, "guide" if self.proposal is None else self.proposal.build(target), tile.replays
+        )
         of_prior = self._of_prior
         counts = [of_prior, self.num_samples - of_prior]
         strata = Strata(counts, rest=self.smooth)
         drawn = [k for k, total in zip(("prior", "proposal"), counts, strict=True) if total]
         for kind, sums in zip(drawn, strata.strata, strict=True):
             for count in tile.sizes.particle_counts(sums.num_samples):
-                u = self._draw(target, local, kind, count)
-                sums.add(self._log_weight(target, local, u, of_prior / self.num_samples))
+                drawn_from = Path(target, "prior") if kind == "prior" else path
+                log_weight = self._log_weight(path, *drawn_from.draw(count), of_prior)
+                sums.add(log_weight)
         return strata
 
-    @staticmethod
-    def _draw(target: Target, local: Local | None, kind: str, count: int) -> Tensor:
-        if kind == "prior":
-            return target.draw("prior", count)
-        return target.draw("guide", count) if local is None else local.draw(count)
-
-    @staticmethod
-    def _log_weight(target: Target, local: Local | None, u: Tensor, share: float) -> Tensor:
-        usable = u.isfinite().all(-1)
-        u = torch.where(usable[..., None], u, torch.zeros_like(u))
-        kinds = ["joint", *(["prior"] if share else []), *(["guide"] if local is None else [])]
-        found = target.log_densities(u, *kinds)
-        own = found["guide"] if local is None else local.log_density(u)
-        if share:
-            own = torch.logaddexp(found["prior"] + math.log(share), own + math.log1p(-share))
-        log_weight = (found["joint"] - own).masked_fill(~usable, -torch.inf)
+    def _log_weight(self, path: Path, u: Tensor, outside: Tensor, of_prior: int) -> Tensor:
+        own = "guide" if isinstance(path.start, str) else "start"
+        found = path.log_densities(u, "joint", own, *(["prior"] if of_prior else []))
+        proposal = found[own]
+        if of_prior:
+            share = of_prior / self.num_samples
+            proposal = torch.logaddexp(
+                found["prior"] + math.log(share), proposal + math.log1p(-share)
+            )
+        log_weight = (found["joint"] - proposal).masked_fill(outside, -torch.inf)
         if not (log_weight < torch.inf).all():
             raise ValueError("a log-weight of the mixture is not a number")
         return log_weight
@@ -203,15 +225,38 @@ def stream(tile: Tile, num_samples: int) -> Iterator[Tensor]:
     """
     done = 0
     for count in tile.sizes.particle_counts(num_samples):
-        weights = log_weights(
-            tile.model, tile.guide, *tile.args, num_particles=count, plan=tile.plan
-        )
-        log_weight = weights.log_weight
-        if not (log_weight < torch.inf).all():
-            raise ValueError(_name_fault(weights))
+        log_weight = _replayed(tile, count)
+        if log_weight is None:
+            weights = _weights(tile, count)
+            log_weight = weights.log_weight
+            if not (log_weight < torch.inf).all():
+                raise ValueError(_name_fault(weights))
         yield log_weight
         done += count
         tile.advance(done / num_samples)
+
+
+def _weights(tile: Tile, count: int, guide: Program | None = None) -> Weights:
+    guide = tile.guide if guide is None else guide
+    return log_weights(tile.model, guide, *tile.args, num_particles=count, plan=tile.plan)
+
+
+def _replayed(tile: Tile, count: int) -> Tensor | None:
+    """Log-weights by a graph; None where there is none, or where they show a fault."""
+    if tile.replays is None:
+        return None
+    guide = thawed(tile.guide)
+
+    def function(moving: tuple[Tensor, ...], fixed: tuple) -> tuple[Tensor, ...]:
+        return (_weights(replace(tile, args=fixed), count, guide).log_weight,)
+
+    device = tile.plan.layout.device or torch.device("cpu")
+    before = capture(device)
+    found = tile.replays(f"{count} weights", function, (), tile.args)
+    if found is not None and not (found[0] < torch.inf).all():
+        restore(before, device)  # to name the fault, the program draws the same again
+        return None
+    return None if found is None else found[0]
 
 
 def finish(strata: Strata, num_samples: int, smooth: bool = False) -> Scores:

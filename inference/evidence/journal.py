@@ -57,7 +57,7 @@ class Journal:
 
     Raises:
         ValueError: the file is damaged, or no journal.
-        OSError: it cannot be read.
+        OSError: it cannot be read, or is a folder.
     """
 
     def __init__(self, path: str | Path | None) -> None:
@@ -69,6 +69,8 @@ class Journal:
             return
         if not self.path.parent.is_dir():
             raise FileNotFoundError(f"checkpoint: there is no folder {self.path.parent}")
+        if self.path.is_dir():
+            raise IsADirectoryError(f"checkpoint must be a file, but {self.path} is a folder")
         if self.path.exists():
             self._content = self._read(self.path)
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import torch
 
 from ..differentiability import check_differentiable
-from ..kernels import HMC, Kernel, Path, check_kernel
+from ..kernels import HMC, Kernel, check_kernel
+from ..paths import Path
 from ..programs import Program, check_count
 from ..target import Target
 from .proposals import Proposal, Scaled, StudentT
@@ -50,7 +51,8 @@ class Moving(Estimator):
         """The densities between the start and the joint of a tile."""
         target = Target(tile.model, tile.guide, tile.args, tile.plan)
         start = self.start
-        return Path(target, start if isinstance(start, str) else start.build(target))
+        density = start if isinstance(start, str) else start.build(target)
+        return Path(target, density, tile.replays)
 
 
 def chain_tiles(few: Tile, num_chains: int, size: int, memory: int | None) -> Tiles:

@@ -1,9 +1,10 @@
 r"""Draws of the posterior p(z | x) for every datum, by chains of all data at once.
 
-Chains begin at draws of the guide or the prior, are annealed to the posterior, and adapt: the step
-size of each datum to the acceptance wanted, the scale of each coordinate to its standard deviation
-over the chains. Then both are frozen and the draws begin. R̂ and effective sample sizes are
-ArviZ's.
+Chains begin at draws of the start and, half of them, of the prior; they are annealed to the
+posterior, and adapt: the step size of each datum to the acceptance wanted, the scale of each
+coordinate to its standard deviation over the chains. Then both are frozen and the draws begin. R̂
+and effective sample sizes are ArviZ's. Chains that all came from a guide would agree on the mode
+that it knows; those from the prior may find another, and R̂ shows it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels import Kernel, Path
+from ..kernels import Kernel
+from ..paths import Path
 from ..programs import check_count
 from .annealing.anneal import Chains
 from .annealing.pilot import Adapting
@@ -142,12 +144,8 @@ class PosteriorChains:
 
     def _warm_up(self) -> tuple[Tensor, Tensor, Tensor]:
         """Step sizes ``(N,)``, scales ``(N, D)`` and where the chains are."""
-        chains = Adapting(self.path, self.kernel, self.num_chains)
-        chains.settle()
         anneal, adapt = self.num_warmup // 2, self.num_warmup - self.num_warmup // 2
-        for number, beta in enumerate(Sigmoid().betas(anneal)[1:]):
-            chains.move(beta.to(chains.log_step.device).expand_as(chains.log_step))
-            self.advance(0.5 * number / self.num_warmup)
+        chains = self._annealed(anneal)
         one = torch.ones_like(chains.log_step)
         seen: list[Tensor] = []
         for number in range(adapt):
@@ -159,6 +157,27 @@ class PosteriorChains:
                 seen.append(chains.point.u)
             self.advance(0.5 * (anneal + number) / self.num_warmup)
         return chains.log_step.exp(), chains.scale, chains.point.u
+
+    def _annealed(self, num_moves: int) -> Adapting:
+        """Chains led to the joint along the path and, half of them, from the prior."""
+        from_prior = 0 if self.path.start == "prior" else self.num_chains // 2
+        groups = [Adapting.begin(self.path, self.kernel, self.num_chains - from_prior)]
+        if from_prior:
+            prior = Path(self.path.target, "prior")
+            groups.append(Adapting.begin(prior, self.kernel, from_prior))
+        for group in groups:
+            group.settle()
+        for number, beta in enumerate(Sigmoid().betas(num_moves)[1:]):
+            for group in groups:
+                group.move(beta.to(group.log_step.device).expand_as(group.log_step))
+            self.advance(0.5 * number / self.num_warmup)
+        return Adapting(
+            self.path,
+            self.kernel,
+            self.path.point(torch.cat([group.point.u for group in groups])),
+            torch.stack([group.log_step for group in groups]).mean(0),
+            torch.stack([group.scale.log() for group in groups]).mean(0).exp(),
+        )
 
     @staticmethod
     def _rescale(chains: Adapting, seen: Tensor) -> None:

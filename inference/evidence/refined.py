@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..paths import Path
 from ..programs import check_count, check_number
 from ..target import Target
 from .accumulator import WeightSums
@@ -89,16 +90,17 @@ class RefinedImportanceSampling(Estimator):
 
     def _score(self, tile: Tile) -> Scores:
         target = Target(tile.model, tile.guide, tile.args, tile.plan)
-        guide = target.draw("guide", _TRIAL)
-        guide_elbo = summed(_log_weight(target, guide, None))
+        path = Path(target, "guide")
+        guide_elbo = summed(_log_weight(path, *path.draw(_TRIAL)))
         begun = fit(draws_of_guide(target))
         if not self.full_rank:
             begun = Local(begun.loc, torch.diag_embed(_spread(begun)))
         fitted = self._fit(target, begun, tile)
         local = self._better(target, fitted, begun)
         sums, done = WeightSums(self.num_samples), 0
+        path = Path(target, local, tile.replays)
         for count in tile.sizes.particle_counts(self.num_samples):
-            sums.add(_log_weight(target, local.draw(count), local))
+            sums.add(_log_weight(path, *path.draw(count)))
             done += count
             tile.advance(0.5 + 0.5 * done / self.num_samples)
         fields = {
@@ -121,6 +123,7 @@ class RefinedImportanceSampling(Estimator):
         optimizer = torch.optim.Adam(parameters, lr=self.learning_rate)
         decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.1 ** (1 / self.num_steps))
         averaged = [torch.zeros_like(parameter) for parameter in parameters]
+        path = Path(target, begun, tile.replays)
         last = max(int(_AVERAGED * self.num_steps), 1)
         lower = torch.ones_like(below).tril(-1)
         for step in range(self.num_steps):
@@ -128,15 +131,15 @@ class RefinedImportanceSampling(Estimator):
             factor = below.detach() * lower + torch.diag_embed(log_diagonal.detach().exp())
             white = mean.detach() + torch.einsum("nij,cnj->cni", factor, noise)
             u = begun.loc + torch.einsum("nij,cnj->cni", begun.scale_tril, white)
-            ((_, slope),) = target.gradients(u, "joint").values()
+            slope = path.slope_of_joint(u)
             slope = torch.einsum("nji,cnj->cni", begun.scale_tril, slope)
             # with the path derivative alone the gradient has no noise where q is the posterior
             back = torch.linalg.solve_triangular(
                 factor.mT, noise.permute(1, 2, 0), upper=True
             ).permute(2, 0, 1)
-            path = _clipped((slope + back).nan_to_num(0.0, 0.0, 0.0))
-            outer = torch.einsum("cni,cnj->nij", path, noise) / self.num_particles
-            mean.grad = -path.mean(0)
+            ascent = _clipped((slope + back).nan_to_num(0.0, 0.0, 0.0))
+            outer = torch.einsum("cni,cnj->nij", ascent, noise) / self.num_particles
+            mean.grad = -ascent.mean(0)
             log_diagonal.grad = -outer.diagonal(dim1=-2, dim2=-1) * log_diagonal.detach().exp()
             if self.full_rank:
                 below.grad = -outer * lower
@@ -155,10 +158,8 @@ class RefinedImportanceSampling(Estimator):
 
     def _better(self, target: Target, fitted: Local, begun: Local) -> Local:
         """The fitted proposal, but for data where that went wrong: there the guide's moments."""
-        ours, theirs = (
-            _log_weight(target, q.draw(_TRIAL), q).mean(0)
-            for q in (fitted, begun.with_tails(self.df))
-        )
+        paths = (Path(target, q) for q in (fitted, begun.with_tails(self.df)))
+        ours, theirs = (_log_weight(path, *path.draw(_TRIAL)).mean(0) for path in paths)
         keep = ours.isfinite() & ~(ours < theirs)
         return Local(
             torch.where(keep[:, None], fitted.loc, begun.loc),
@@ -167,14 +168,12 @@ class RefinedImportanceSampling(Estimator):
         )
 
 
-def _log_weight(target: Target, u: Tensor, local: Local | None) -> Tensor:
-    """Log-weights of draws of a local proposal, or of the guide; zero weight off the support."""
-    usable = u.isfinite().all(-1)
-    clean = torch.where(usable[..., None], u, torch.zeros_like(u))
-    found = target.log_densities(clean, "joint", *(["guide"] if local is None else []))
-    own = found["guide"] if local is None else local.log_density(clean)
-    log_weight = found["joint"] - own
-    return log_weight.masked_fill(~usable | log_weight.isnan(), -torch.inf)
+def _log_weight(path: Path, u: Tensor, outside: Tensor) -> Tensor:
+    """Log-weights of draws of a path's start; zero weight off the support."""
+    own = "guide" if isinstance(path.start, str) else "start"
+    found = path.log_densities(u, "joint", own)
+    log_weight = found["joint"] - found[own]
+    return log_weight.masked_fill(outside | log_weight.isnan(), -torch.inf)
 
 
 def _spread(local: Local) -> Tensor:

@@ -35,6 +35,7 @@ def scoring_scope(model: Program, guide: Program | None) -> Iterator[Callable[[i
     store = pyro.get_param_store()
     before = set(store.keys())
     with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))  # whose tensors know no gradients
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng(devices=list(devices)))
         stack.enter_context(pyro.validation_enabled(False))
@@ -92,8 +93,13 @@ def device_of(model: Program, guide: Program | None) -> torch.device | None:
 
 
 def move(args: tuple, device: torch.device | None) -> tuple:
-    """Bring data and context to the device of the parameters."""
-    return args if device is None else map_tensors(lambda value: value.to(device), args)
+    """Bring data and context to the device of the parameters, fit to take part in gradients."""
+
+    def bring(value: Tensor) -> Tensor:
+        here = value if device is None else value.to(device)
+        return here.clone() if here.is_inference() else here
+
+    return map_tensors(bring, args)
 
 
 def check_finite(args: tuple) -> None:

@@ -16,9 +16,15 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import (
+    DataLoader,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 from tqdm.auto import tqdm
 
+from ..compilation import Replays, tell
 from ..frozen import freeze_guide
 from ..particles import ParticlePlan, with_plan
 from ..programs import Data, Program, check_count, num_data
@@ -31,6 +37,7 @@ from .scope import check_finite, check_plan, check_support, device_of, move, sco
 from .tiles import Tiles
 
 _BLOCK = 64  # data whose support is checked, and whose tails are fitted, in one go
+_SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 _HOW = ("memory", "progress", "checkpoint")  # settings that say how, and not what
 
 
@@ -45,6 +52,7 @@ class Tile:
         plan: how particles are drawn.
         sizes: how many particles and data are taken at a time.
         rows: which of the data they are.
+        replays: graphs of what is done for every tile; None where nothing is to be compiled.
         keeper: remembers how far a long computation has come.
         advance: tells the progress bar which share of the tile is done.
     """
@@ -55,6 +63,7 @@ class Tile:
     plan: ParticlePlan
     sizes: Tiles
     rows: slice = field(default_factory=lambda: slice(None))
+    replays: Replays | None = None
     keeper: Keeper = field(default_factory=Keeper)
     advance: Callable[[float], None] = lambda share: None
 
@@ -105,6 +114,9 @@ class Estimator(ABC):
         checkpoint: a file that keeps what is finished. A call that was interrupted, by whatever,
             goes on from there when it is made again with the same settings, programs and data; it
             is refused for others.
+        compile: trace what is done for every tile once, compile and replay it: the same numbers but
+            for rounding, sooner where there is much to do. What cannot be traced is run as it is,
+            and a warning says why.
     """
 
     seed: int | None = 0
@@ -112,6 +124,7 @@ class Estimator(ABC):
     particles: str = "auto"
     progress: bool = False
     checkpoint: str | Path | None = None
+    compile: bool = False
 
     direction: ClassVar[str]
     bias_weight: ClassVar[float] = -0.5  # see Estimate
@@ -120,8 +133,13 @@ class Estimator(ABC):
         if self.memory is not None:
             check_count("memory", self.memory)
         seed = self.seed
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
-            raise ValueError(f"seed must be a whole number of at least 0 or None, but is {seed!r}")
+        whole = isinstance(seed, int) and not isinstance(seed, bool)
+        if seed is not None and not (whole and 0 <= seed < 2**64):
+            raise ValueError(f"seed must be a whole number in [0, 2^64) or None, but is {seed!r}")
+        if not isinstance(self.progress, bool):
+            raise TypeError(f"progress must be True or False, but is {self.progress!r}")
+        if not isinstance(self.compile, bool):
+            raise TypeError(f"compile must be True or False, but is {self.compile!r}")
         if not isinstance(self.checkpoint, str | Path | None):
             raise TypeError(f"checkpoint must be a path or None, but is {self.checkpoint!r}")
         self._check()
@@ -191,6 +209,8 @@ def score(
     context: tuple,
 ) -> list[Scored]:
     """What the tiles of each batch gave."""
+    if not callable(model):
+        raise TypeError(f"model must be a Pyro program, but is {model!r}")
     journal = Journal(estimator.checkpoint)
     given = estimator.seed
     kept = journal.seed(lambda: int(torch.randint(2**62, ())) if given is None else given)
@@ -198,7 +218,7 @@ def score(
     if isinstance(x, DataLoader):
         if context:
             raise TypeError("with a DataLoader the context comes from its items, not beside it")
-        if isinstance(x.sampler, RandomSampler):
+        if isinstance(x.sampler, _SHUFFLING):
             raise ValueError(
                 "x must be a DataLoader with shuffle=False: its order is the estimate's"
             )
@@ -208,11 +228,15 @@ def score(
     else:
         batches = [(x, *context)]
     seeds = torch.Generator().manual_seed(seed)
+    scored: list[Scored] = []
+    first = 0
     with journal:
-        scored = [
-            _score_batch(estimator, model, guide, args, _Draws(seed, seeds), journal, number)
-            for number, args in enumerate(batches)
-        ]
+        for number, args in enumerate(batches):
+            scored.append(
+                _score_batch(estimator, model, guide, args, _Draws(seed, seeds), journal, number)
+            )
+            scored[-1].provenance["data"] = digest_of(args, first)
+            first += num_data(args[0])
     if not scored:
         raise ValueError("x must hold at least one datum, but the DataLoader is empty")
     return scored
@@ -275,6 +299,11 @@ def _score_as_planned(
         return Tile(model, frozen, part, plan, sizes, rows, **more)
 
     few = tile(slice(0, 1), Tiles(1, 1))
+    replays = None
+    if estimator.compile and plan.reproducible:
+        replays = Replays(plan.layout.device or torch.device("cpu"))
+    elif estimator.compile:
+        tell("model or guide draw random numbers of their own (dropout?)")
     sizes = estimator._sizes(few, size)
     settings = {one.name: getattr(estimator, one.name) for one in fields(estimator)}
     asked = {name: value for name, value in settings.items() if name not in _HOW}
@@ -304,13 +333,16 @@ def _score_as_planned(
                     shown = _share_of(bar, rows)
                     keeper = kept_batch.keeper(len(scores))
                     begun = time.perf_counter()
-                    made = estimator._score(tile(rows, sizes, keeper=keeper, advance=shown))
+                    more = {"replays": replays, "keeper": keeper, "advance": shown}
+                    made = estimator._score(tile(rows, sizes, **more))
                     made = replace(made, seconds=time.perf_counter() - begun)
                     fresh += made.seconds
                     kept_batch.add(len(scores), dict(vars(made)))
                     scores.append(made)
                 bar.update(rows.stop - bar.n)
             khat += _fit_tails(scores[len(khat) :])
+    if replays is not None:
+        replays.gain.tell()
     return Scored(
         scores,
         khat,
@@ -318,7 +350,7 @@ def _score_as_planned(
             "estimator": type(estimator).__name__,
             "settings": _plain({n: v for n, v in settings.items() if n != "checkpoint"}),
             "seed": draws.seed,
-            "data": digest_of(args),
+            "unreached": _unreached(estimator, guide, plan),
             "guide_way": plan.guide_way,
             "model_way": plan.model_way,
             "tile": asdict(sizes),
@@ -327,9 +359,17 @@ def _score_as_planned(
             "evaluations": max(one.num_evaluations for one in scores),
             "gradients": max(one.num_gradients for one in scores),
             # what an interrupted call had spent on its tiles counts too
+            "compile_seconds": 0.0 if replays is None else replays.gain.cost,
             "seconds": time.perf_counter() - began - fresh + sum(one.seconds for one in scores),
         },
     )
+
+
+def _unreached(estimator: Estimator, guide: Program | None, plan: ParticlePlan) -> list[str]:
+    """Latents of which the proposal cannot draw all values: no weight tells what it misses."""
+    if guide is None or getattr(estimator, "defensive", None):
+        return []
+    return sorted(name for name, latent in plan.layout.latents.items() if not latent.reached)
 
 
 def _as_estimate(estimator: Estimator, batch: Scored) -> Estimate:

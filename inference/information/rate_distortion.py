@@ -157,10 +157,13 @@ def _curve(ratio: Tensor, log_weight: Tensor, betas: Tensor) -> dict[str, Tensor
 
     def of(chains: Tensor) -> tuple[Tensor, Tensor]:
         weights = log_weight[:, chains]
-        # a chain without weight has no part in it, be its likelihood zero
-        distortion = -(weights.softmax(1) * ratio[:, chains]).nan_to_num(nan=0.0).sum(1)
+        # a chain without weight has no part in it, be its likelihood zero; where none has any,
+        # the softmax is not a number, and neither is what follows
+        none = weights.isneginf() & ~weights.isneginf().all(1, keepdim=True)
+        distortion = -torch.where(none, 0.0, weights.softmax(1) * ratio[:, chains]).sum(1)
         log_z = weights.logsumexp(1) - math.log(len(chains))
-        return -betas * distortion - log_z, distortion
+        # at β = 0 nothing is said about x, however far it is
+        return -torch.where(betas == 0, 0.0, betas * distortion) - log_z, distortion
 
     everyone = torch.arange(count, device=ratio.device)
     rate, distortion = of(everyone)

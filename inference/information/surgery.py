@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..frozen import freeze_guide
 from ..particles import ParticlePlan
-from ..programs import Data, Program, check_count, num_data
+from ..programs import Data, Program, ProgramError, check_count, num_data
 from ..target import Target
 from .prepared import blocks, mean_and_error, part, prepared
 
@@ -75,7 +75,7 @@ def elbo_surgery(
         seed: of the draws.
 
     Raises:
-        ProgramError: the pair has no per-datum weights.
+        ProgramError: the pair has no per-datum weights, or masks a latent of some data.
         ValueError: data that are empty or not finite.
 
     References:
@@ -96,6 +96,12 @@ def elbo_surgery(
     check_count("num_samples", num_samples)
 
     def use(args: tuple, plan: ParticlePlan) -> Surgery:
+        masked = sorted(name for name, latent in plan.layout.latents.items() if latent.masked)
+        if masked:
+            raise ProgramError(
+                f"latent {', '.join(masked)} is masked, so that data may have latents of different "
+                "dimensions, which share no aggregate posterior: take data of one length, unmasked"
+            )
         target = Target(model, freeze_guide(guide, args, plan), args, plan)
         size = num_data(args[0])
         own, prior, mixed = [], [], []

@@ -44,6 +44,7 @@ from .named import (
     Renyi,
 )
 from .objective import MonteCarloObjective
+from .penalised import Penalised, without_penalties
 
 __all__ = [
     "CHIVI",
@@ -64,8 +65,10 @@ __all__ = [
     "DReG",
     "FreeBits",
     "MonteCarloObjective",
+    "Penalised",
     "Renyi",
     "WarmUp",
     "bounds",
     "gradients",
+    "without_penalties",
 ]

@@ -85,7 +85,7 @@ class MonteCarloObjective(PyroELBO):
         self.gradient.check(self.bound, num_particles)
         self._check_kl()
         self.steps = 0
-        self.kl_factor = 1.0
+        self.kl_factor: float | Tensor = 1.0
         self.kl_forms: dict[str, str] = {}
         self._memory: dict[str, Tensor] = {}
         self._number = next(_numbers)

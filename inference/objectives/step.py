@@ -96,7 +96,7 @@ class Step:
         args: tuple,
         plan: ParticlePlan,
         num_particles: int,
-        beta: float = 1.0,
+        beta: float | Tensor = 1.0,
         memory: dict[str, Tensor] | None = None,
     ) -> None:
         self.model, self.guide, self.args, self.plan = model, guide, args, plan
@@ -109,7 +109,7 @@ class Step:
         once: AbstractContextManager = OneSubsample() if draws_parts else nullcontext()
         self._same_data = once
         self._scales: dict[tuple[str, str], float | Tensor] = {}
-        if beta != 1 and plan.layout.enumerated:
+        if is_weight(beta) and plan.layout.enumerated:
             raise ProgramError(
                 f"latent {', '.join(sorted(plan.layout.enumerated))} is summed out, and has no "
                 "term of its own that a weight other than 1 could stand on"
@@ -206,18 +206,24 @@ class Step:
 
     def _sum_model(self, run: Evaluation) -> Tensor:
         observed = set(self.plan.layout.observed)
-        if self.beta == 1:
+        if not is_weight(self.beta):
             return self._sum(run.model_sites, 1.0)
         seen = {name: term for name, term in run.model_sites.items() if name in observed}
         latent = {name: term for name, term in run.model_sites.items() if name not in observed}
         return self._sum(seen, 1.0) + self._sum(latent, self.beta)
 
-    def _sum(self, sites: Mapping[str, Tensor], weight: float) -> Tensor:
-        if not sites or weight == 0:  # whatever they are: zero times infinity is not a number
+    def _sum(self, sites: Mapping[str, Tensor], weight: float | Tensor) -> Tensor:
+        # whatever they are: zero times infinity is not a number
+        if not sites or (not isinstance(weight, Tensor) and weight == 0):
             return torch.zeros(self.shape, dtype=torch.float64, device=self.plan.layout.device)
         first, *others = sites.values()
         total = sum(others, first)
-        return total if weight == 1 else weight * total
+        return weight * total if is_weight(weight) else total
+
+
+def is_weight(beta: float | Tensor) -> bool:
+    """Whether a weight changes anything; that of a graph to come, a tensor, may."""
+    return isinstance(beta, Tensor) or beta != 1
 
 
 def hold(values: Values) -> Values:

@@ -31,6 +31,8 @@ class History:
     Attributes:
         best_epoch: the epoch of the highest validation ELBO after warm-up; None without one.
         stopped_early: whether patience ran out before the epochs did.
+        collapsed: latents that carry nothing in the end, with their KL in nats.
+        compile_seconds: what compiling took of the last call's seconds.
         settings: what the run was: objective, seed, batch size, ... and library versions.
 
     Example:
@@ -49,6 +51,8 @@ class History:
         self.settings: dict[str, Any] = dict(settings or {})
         self.best_epoch: int | None = None
         self.stopped_early = False
+        self.collapsed: dict[str, float] = {}
+        self.compile_seconds = 0.0
         self._columns: dict[str, list[float]] = {name: [] for name in COLUMNS}
 
     def __len__(self) -> int:
@@ -127,6 +131,8 @@ class History:
             parts.append(f"best_epoch={self.best_epoch}")
         if self.stopped_early:
             parts.append("stopped early")
+        if self.collapsed:
+            parts.append(f"collapsed: {', '.join(self.collapsed)}")
         return f"History({', '.join(parts)})"
 
     def state(self) -> dict[str, Any]:

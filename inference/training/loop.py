@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -25,15 +26,17 @@ import pyro.distributions as dist
 import torch
 from tqdm.auto import tqdm
 
+from ..compilation import CAPTURING
 from ..modules import Buffers, Modules, mode
-from ..objectives import MonteCarloObjective
+from ..objectives import MonteCarloObjective, without_penalties
 from ..rng import derive, forked
 from . import checkpoint as files
+from .collapse import PosteriorCollapse, collapsed, explain
 from .data import LoaderData, TensorData, make_data, make_validation
 from .diagnosis import NonFiniteLoss, Where
 from .history import History
 from .interrupt import Interrupt, TrainingInterrupted
-from .objective import JIT, Loss
+from .objective import JIT, Loss, trace_pair
 from .optimization import Optimization
 from .parameters import Parameters
 from .settings import Settings, check_call, find_device
@@ -59,9 +62,10 @@ class Training:
         check_call(settings, model, guide, x, objective, validation)
         self.settings = settings
         modules = Modules(model, guide)
-        ours = isinstance(objective, MonteCarloObjective)
-        if ours and objective.network is not None:
-            modules.owned["baseline"] = objective.network
+        bare = without_penalties(objective)
+        ours = bare if isinstance(bare, MonteCarloObjective) else None
+        if ours is not None and ours.network is not None:
+            modules.owned["baseline"] = ours.network
         self.parameters = Parameters(modules)
         self.device = find_device(device, self.parameters.device(), x)
         self.saved = self._read_checkpoint()
@@ -77,11 +81,13 @@ class Training:
                 f"batch_size: must divide the number of data, {self.data.num_data}, for a compiled "
                 f"objective, which is compiled for one size, but is {self.data.batch_size}"
             )
-        self.loss = Loss(objective, model, guide, self.parameters, self.device, self.seed)
+        self.loss = Loss(
+            objective, model, guide, self.parameters, self.device, self.seed, settings.compile
+        )
         if settings.warm_up:
             self.loss.check_warm_up()
-        if ours:
-            objective.reset()  # the run is decided by its arguments, or by its checkpoint
+        if ours is not None:
+            ours.reset()  # the run is decided by its arguments, or by its checkpoint
         self.interrupt = Interrupt()
 
     def _read_checkpoint(self) -> dict[str, Any] | None:
@@ -119,12 +125,13 @@ class Training:
                 self.settings.schedule,
                 self.settings.learning_rate,
                 self.settings.clip,
+                captured=self.settings.compile and self.device.type in CAPTURING,
             )
             if self.optimization.plateau and self.validation is None:
                 raise ValueError("schedule: ReduceLROnPlateau needs validation data, but has none")
             ids = self.parameters.ids
             self.roots = modules.roots(ids)
-            self.buffers = Buffers(modules.buffers(ids))
+            self.buffers = Buffers(modules.buffers(ids), copy_all=self.settings.compile)
             self.steps = Steps(self.loss, self.optimization, self.buffers)
             stack.callback(self.optimization.zero_grad)
             stack.callback(self.loss.end_warm_up)
@@ -139,6 +146,10 @@ class Training:
                     check = False  # every batch has been seen once; checks cost as much as steps
             if self.settings.patience is not None and self.state.best:
                 self.state.assign(self.state.best)
+            self._look_for_collapse()
+        if self.loss.compiled is not None:
+            self.state.history.compile_seconds = self.loss.compiled.gain.cost
+            self.loss.compiled.gain.tell()
         return self.state.history
 
     def _inspect(self, local: bool) -> bool:
@@ -152,6 +163,7 @@ class Training:
             args, n, rows = self.data.peek(derive(self.seed, "inspection"))
         else:
             args, n, rows = next(self.data.batches(self.settings.transform, self.seed, epoch=1))
+        self.few = args, n
         setting = local or bool(pyro.settings.get("module_local_params"))
         try:
             with pyro.settings.context(module_local_params=setting):
@@ -171,6 +183,16 @@ class Training:
         if found != self.device:
             raise ValueError(f"device: parameters are on {found}, but the data on {self.device}")
         return local
+
+    def _look_for_collapse(self) -> None:
+        """Say so where a latent carries nothing in the end."""
+        args, n = self.few
+        with self.loss.quiet(), torch.no_grad():
+            traces = trace_pair(self.loss.model, self.loss.guide, args)
+        history = self.state.history
+        history.collapsed = collapsed(*traces, n)
+        if history.collapsed:
+            warnings.warn(explain(history.collapsed, len(history)), PosteriorCollapse, stacklevel=4)
 
     def _begin(self) -> None:
         """Take up the checkpoint, or write the first one: a run killed at once can be resumed."""
@@ -213,6 +235,8 @@ class Training:
         weight = beta(position.epoch, settings.warm_up)
         bar.set_description(f"epoch {position.epoch}/{settings.epochs}", refresh=False)
         self._started = time.perf_counter()
+        if self.loss.compiled is not None:
+            self.loss.compiled.epoch = position.epoch
         with pyro.validation_enabled(check):
             batches = self.data.batches(
                 settings.transform, self.seed, position.epoch, position.batch
@@ -220,18 +244,17 @@ class Training:
             for args, n, rows in batches:
                 where = Where(position.epoch, position.batch + 1, rows)
                 try:
-                    loss, norm = self.steps.train(args, n, weight, where)
-                except NonFiniteLoss:
-                    self._save_unfinished()  # the last good state
+                    self._add(*self.steps.train(args, n, weight, where))
+                except NonFiniteLoss as error:
+                    self._save_last_good(error)
                     raise
                 position.batch += 1
-                position.loss += loss * n
-                position.norm += norm
                 position.data += n
                 bar.update()
                 self._stop_if_asked()
             if not position.data:
                 raise ValueError("x: must hold at least one batch, but the loader gave none")
+            self._settle()
             elbo = self._validate()
         self._stop_if_asked()
         state.history.append(
@@ -257,6 +280,23 @@ class Training:
             state.try_save(settings.checkpoint, self.fingerprint)
         self._started = time.perf_counter()
         self._stop_if_asked()
+
+    def _add(self, loss: float, norm: float) -> None:
+        self.state.position.loss += loss
+        self.state.position.norm += norm
+
+    def _settle(self) -> None:
+        """Look at the steps that were taken without a look."""
+        try:
+            self._add(*self.steps.settle())
+        except NonFiniteLoss as error:
+            self._save_last_good(error)
+            raise
+
+    def _save_last_good(self, error: NonFiniteLoss) -> None:
+        # a device that is not waited for has been sent further, and has moved nothing there
+        self.state.position.batch = error.batch - 1
+        self._save_unfinished()
 
     def _validate(self) -> float:
         """The ELBO of the validation data, nats per datum, with the same draws in every epoch."""
@@ -285,6 +325,7 @@ class Training:
         asked = self.interrupt.requested
         if not asked:
             return
+        self._settle()
         position, path = self.state.position, self.settings.checkpoint
         where = f"training stopped after batch {position.batch} of epoch {position.epoch}"
         if path is None:

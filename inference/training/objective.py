@@ -14,10 +14,12 @@ and compute no gradient without one, so programs that make none (modules need no
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pyro.distributions as pyro_dist
 import torch
 from pyro import poutine
 from pyro.infer import (
@@ -25,7 +27,9 @@ from pyro.infer import (
     JitTraceEnum_ELBO,
     JitTraceGraph_ELBO,
     JitTraceMeanField_ELBO,
+    RenyiELBO,
     Trace_ELBO,
+    TraceGraph_ELBO,
 )
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
@@ -33,13 +37,16 @@ from pyro.poutine.runtime import effectful
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ..compilation import CompiledGradients
 from ..modules import unnoticed
-from ..objectives import MonteCarloObjective
+from ..objectives import MonteCarloObjective, Penalised, without_penalties
 from ..programs import Program
 from ..rng import derive
+from ..spaces import refuse_other_space
 from .parameters import MARKER, Parameters
 from .warmup import weighted
 
+SUMS_NOTHING = (Trace_ELBO, TraceGraph_ELBO, RenyiELBO)
 JIT = (JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO)
 
 
@@ -102,6 +109,7 @@ class Loss:
             gradients). If not, the loss is given as 0 and Trace_ELBO serves for validation; so it
             does for an upper bound.
         newcomers: parameters that programs created since the caller last emptied it.
+        norm: over the gradients that were set last, where they came with one.
     """
 
     def __init__(
@@ -112,16 +120,23 @@ class Loss:
         parameters: Parameters,
         device: torch.device,
         seed: int,
+        compile: bool = False,
     ) -> None:
         self.objective, self.model, self.guide = objective, model, guide
         self.parameters = parameters
         self.device, self.seed = device, seed
         self.jit = isinstance(objective, JIT)
-        self.ours = objective if isinstance(objective, MonteCarloObjective) else None
+        bare = without_penalties(objective)
+        self.ours = bare if isinstance(bare, MonteCarloObjective) else None
         self.differentiable = False
         self.has_value = True
         self.newcomers: dict[str, Tensor] = {}
         self._sizes: dict[int, float] = {}
+        self.compiled = (
+            CompiledGradients(self._traced_loss, parameters.modules, device) if compile else None
+        )
+        self.by_whole_steps = False
+        self.norm: Tensor | None = None
         self._weighted: tuple[float, tuple[Program, Program]] = (1.0, (model, guide))
         self._marked = False
 
@@ -138,11 +153,14 @@ class Loss:
                 self.load_state(state)
 
     def state(self) -> dict[str, Any]:
-        """What the objective itself has learned."""
-        return {} if self.ours is None else self.ours.state_dict()
+        """What the objective itself has learned, and what is to be compiled."""
+        state = {} if self.ours is None else self.ours.state_dict()
+        return state if self.compiled is None else state | {"seen": dict(self.compiled.seen)}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state`."""
+        if self.compiled is not None:
+            self.compiled.seen = dict(state.get("seen", {}))
         if self.ours is not None:
             self.ours.load_state_dict(state)
 
@@ -156,9 +174,9 @@ class Loss:
         parameters = self.parameters
         parameters.intercept = not self.jit
         with self.quiet(), torch.no_grad():
-            self._sizes[num_data] = claimed_size(
-                *trace_pair(self.model, self.guide, args), num_data
-            )
+            traces = trace_pair(self.model, self.guide, args)
+        self._check_latents(*traces)
+        self._sizes[num_data] = claimed_size(*traces, num_data)
         parameters.update()
         if not parameters.trainable:
             frozen = f"; the {len(parameters.frozen)} found are frozen" if parameters.frozen else ""
@@ -185,6 +203,46 @@ class Loss:
             except NotImplementedError:
                 self.has_value = False
         parameters.update()
+
+    def _check_latents(self, model_trace: Trace, guide_trace: Trace) -> None:
+        """Refuse what an objective would take for something else, and say nothing."""
+        sampled = {
+            name: site
+            for name, site in model_trace.nodes.items()
+            if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
+        }
+        for name, site in sampled.items():
+            if name in guide_trace.nodes:
+                refuse_other_space(name, guide_trace.nodes[name]["fn"], site["fn"])
+        self._check_sums(sampled, guide_trace)
+        if sampled and not any(
+            site["type"] == "sample" and site["is_observed"] for site in model_trace.nodes.values()
+        ):
+            raise ValueError(
+                "model: must observe data, but has no site with obs=, nor a pyro.factor (are model "
+                "and guide swapped?)"
+            )
+        for name, site in guide_trace.nodes.items():
+            asks = site["type"] == "sample" and hasattr(site["fn"], "penalty")
+            if asks and not isinstance(self.objective, Penalised):
+                warnings.warn(
+                    f"objective: leaves out what the guide asks for besides the bound at '{name}' "
+                    f"({type(site['fn']).__name__}): wrap it, Penalised(...)",
+                    stacklevel=6,
+                )
+
+    def _check_sums(self, sampled: dict[str, Any], guide_trace: Trace) -> None:
+        """Refuse an objective that would draw what the programs ask to be summed out."""
+        if not isinstance(without_penalties(self.objective), SUMS_NOTHING):
+            return
+        guides = {n: s for n, s in guide_trace.nodes.items() if s["type"] == "sample"}
+        for name, site in (sampled | guides).items():
+            if site["infer"].get("enumerate") == "parallel" and not site["is_observed"]:
+                raise ValueError(
+                    f"objective: must sum over latent '{name}', which is marked for enumeration, "
+                    f"but {type(self.objective).__name__} would draw it: take "
+                    "TraceEnum_ELBO(max_plate_nesting=1), or an objective of pyrovae.inference"
+                )
 
     def size(self, args: tuple[Any, ...], num_data: int) -> float:
         """What to divide a loss on ``num_data`` data by: found once for each batch size."""
@@ -215,6 +273,13 @@ class Loss:
     def gradients(self, args: tuple[Any, ...], num_data: int, weight: float) -> Tensor:
         """Set the parameters' gradients on a batch; return its loss, a scalar, nats per datum."""
         size = self.size(args, num_data)
+        self.norm = None
+        if not self.by_whole_steps:
+            found = self.compiled_gradients(args, size, weight)
+            if found is not None:
+                assert self.compiled is not None
+                self.norm = self.compiled.norm
+                return found
         model, guide = self._pair(weight)
         if self.differentiable:
             with self.parameters:
@@ -235,6 +300,56 @@ class Loss:
             raise self._no_gradient()
         torch._foreach_mul_(gradients, 1 / size)
         return _first(value, gradients[0]) / size
+
+    def tensors(self) -> list[Tensor]:
+        """What is trained."""
+        return list(self.parameters.trainable.values())
+
+    def _may_be_compiled(self) -> bool:
+        """Whether a graph could stand for a step: it repeats what does not change from step to step
+        on its own, as a warm-up of the objective and moving averages do."""
+        if self.compiled is None or self.compiled.reason or not self.differentiable:
+            return False
+        return self.ours is None or not (self.ours.is_warming_up or self.ours._memory)
+
+    def compiled_gradients(
+        self, args: tuple[Any, ...], size: float, weight: float
+    ) -> Tensor | None:
+        """As :meth:`gradients`, by a graph; None where there is none."""
+        if not self._may_be_compiled():
+            return None
+        assert self.compiled is not None
+        if pyro_dist.is_validation_enabled():  # a graph does not look at data
+            with self.quiet(), torch.no_grad():
+                trace_pair(self.model, self.guide, args)
+        tensors = self.tensors()
+        self._size = size
+        found = self.compiled(args, weight, tensors)
+        if found is None:
+            return None
+        loss, gradients = found
+        for tensor, gradient in zip(tensors, gradients, strict=True):
+            tensor.grad = gradient
+        if self.ours is not None:
+            self.ours.steps += 1
+        return loss if self.has_value else torch.zeros_like(loss)
+
+    def _traced_loss(self, args: tuple[Any, ...], weight: Tensor | None) -> Tensor:
+        """The loss of a batch, a scalar with a graph; leaves the objective's count of steps."""
+        state = self.state()
+        pair = (self.model, self.guide)
+        if weight is not None and self.ours is not None:
+            self.ours.kl_factor = weight
+        elif weight is not None:
+            pair = weighted(*pair, weight)
+        try:
+            with self.parameters:
+                loss: Tensor = self.objective.differentiable_loss(*pair, *args) / self._size
+        finally:
+            self.load_state(state)
+            if self.ours is not None:
+                self.ours.kl_factor = 1.0
+        return loss
 
     def _take_up(self) -> None:
         if self.parameters.changed:

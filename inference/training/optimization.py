@@ -12,10 +12,14 @@ from torch.optim import Optimizer
 from .parameters import Parameters
 
 
-def _adam(tensors: list[Tensor], learning_rate: float) -> Optimizer:
+def _adam(tensors: list[Tensor], learning_rate: float, on_device: bool) -> Optimizer:
     # One fused kernel for all tensors: 200 µs a step against 900 for a network of ten (CPU).
     fused = all(t.is_floating_point() and t.device.type in ("cpu", "cuda") for t in tensors)
-    return torch.optim.Adam(tensors, lr=learning_rate, fused=fused)
+    if not on_device:
+        return torch.optim.Adam(tensors, lr=learning_rate, fused=fused)
+    device = tensors[0].device
+    rate = torch.tensor(learning_rate, device=device)  # which a captured step reads anew each time
+    return torch.optim.Adam(tensors, lr=rate, fused=fused, capturable=device.type == "cuda")
 
 
 class Optimization:
@@ -24,6 +28,7 @@ class Optimization:
     Attributes:
         optimizer: the torch optimizer.
         scheduler: the torch scheduler, or None.
+        on_device: whether a step can be captured, and be told on the device not to be taken.
     """
 
     def __init__(
@@ -33,11 +38,15 @@ class Optimization:
         schedule: Callable[[Optimizer], Any] | None,
         learning_rate: float,
         clip: float | None,
+        captured: bool = False,
     ) -> None:
         self.parameters = parameters
         self.clip = clip
         tensors = list(parameters.trainable.values())
-        self.optimizer = optimizer(tensors) if optimizer else _adam(tensors, learning_rate)
+        self.on_device = captured and optimizer is None
+        self.optimizer = (
+            optimizer(tensors) if optimizer else _adam(tensors, learning_rate, self.on_device)
+        )
         if not isinstance(self.optimizer, Optimizer):
             raise TypeError(
                 "optimizer: must return a torch.optim.Optimizer, but returned a "
@@ -110,6 +119,13 @@ class Optimization:
             torch.nn.utils.clip_grads_with_norm_(self._optimized(), self.clip, norm)
         self.optimizer.step()
 
+    def step_unless(self, wrong: Tensor) -> None:
+        """Move the parameters, unless a number on the device is 1."""
+        # what torch's gradient scaler tells its optimizers
+        optimizer: Any = self.optimizer
+        optimizer.grad_scale, optimizer.found_inf = None, wrong
+        optimizer.step()
+
     def end_epoch(self, validation_loss: float) -> None:
         """Step the schedule; one that watches a plateau is told the validation loss."""
         if self.scheduler is not None:
@@ -120,7 +136,10 @@ class Optimization:
         names = {id(t): name for name, t in self.parameters.trainable.items()}
         tensors = self._optimized()
         state = self.optimizer.state_dict()
-        groups = [{k: v for k, v in g.items() if k != "params"} for g in state["param_groups"]]
+        groups = [
+            {k: float(v) if k == "lr" else v for k, v in g.items() if k != "params"}
+            for g in state["param_groups"]
+        ]
         return {
             "groups": groups,
             "state": {names[id(tensors[i])]: s for i, s in state["state"].items()} | self._pending,
@@ -132,7 +151,11 @@ class Optimization:
         groups = self.optimizer.state_dict()["param_groups"]
         pairs = zip(groups, state["groups"], strict=True)
         merged = [{**saved, "params": group["params"]} for group, saved in pairs]
+        rates = [group["lr"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict({"state": {}, "param_groups": merged})
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            if isinstance(rate, Tensor):
+                group["lr"] = rate.fill_(group["lr"])
         known = self.parameters.trainable
         self._set_states({n: s for n, s in state["state"].items() if n in known})
         self._pending = {n: s for n, s in state["state"].items() if n not in known}

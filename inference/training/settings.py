@@ -95,6 +95,7 @@ class Settings:
     checkpoint_every: int
     resume: bool
     progress: bool
+    compile: bool
 
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {
@@ -110,6 +111,8 @@ class Settings:
             checked["clip"] = _positive("clip", self.clip)
         if self.seed is not None:
             checked["seed"] = _integer("seed", self.seed, 0)
+        if not isinstance(self.compile, bool):
+            raise TypeError(f"compile: must be True or False, but is {self.compile!r}")
         for name in ("optimizer", "schedule", "transform"):
             _callable(name, getattr(self, name))
         if self.resume and self.checkpoint is None:

@@ -19,6 +19,7 @@ from .diagnosis import Where, examine, explain
 from .objective import Loss
 from .optimization import Optimization
 from .tensors import TensorData
+from .whole import Unfinished, WholeSteps
 
 FAILURES = (ValueError, RuntimeError, ArithmeticError)
 
@@ -34,14 +35,21 @@ class Steps:
 
     def __init__(self, loss: Loss, optimization: Optimization, buffers: Buffers) -> None:
         self.loss, self.optimization, self.buffers = loss, optimization, buffers
+        self.whole = WholeSteps(loss, optimization, buffers)
 
-    def train(self, args: tuple[Any, ...], n: int, weight: float, where: Where) -> list[float]:
-        """Move the parameters; return the loss and its gradient's norm, nats per datum.
+    def train(
+        self, args: tuple[Any, ...], n: int, weight: float, where: Where
+    ) -> tuple[float, float]:
+        """Move the parameters; return the loss times n and its gradient's norm.
+
+        Of a step that is not looked at yet, both are 0, and stand in what :meth:`settle` returns.
 
         Raises:
             NonFiniteLoss: one of the two is not finite; nothing has moved.
         """
         loss, optimization = self.loss, self.optimization
+        if self.whole.train(args, n, weight, where):
+            return self.settle() if self.whole.due else (0.0, 0.0)
         optimization.zero_grad()
         self.buffers.keep()
         before, known = capture(loss.device), loss.state()
@@ -50,7 +58,7 @@ class Steps:
             if loss.newcomers:
                 optimization.take_up(loss.newcomers)
                 loss.newcomers = {}
-            norm = optimization.gradient_norm()
+            norm = optimization.gradient_norm() if loss.norm is None else loss.norm
         except FAILURES as error:
             self._undo(before, known)
             with forked(loss.device):
@@ -78,7 +86,21 @@ class Steps:
             what = f"the loss is {both[0]:g}, its gradient's norm {both[1]:g}"
             raise where.non_finite(what, findings, wrong)
         optimization.step(norm)
-        return both
+        return both[0] * n, both[1]
+
+    def settle(self) -> tuple[float, float]:
+        """What the steps that were not looked at add to the losses and to the norms.
+
+        Raises:
+            NonFiniteLoss: one of them was not finite; neither it nor those after it moved anything.
+        """
+        try:
+            return self.whole.settle()
+        except Unfinished as stop:
+            with forked(self.loss.device):
+                _, findings = examine(self.loss.model, self.loss.guide, stop.args, "x")
+            what = "the loss or its gradient is not finite"
+            raise stop.where.non_finite(what, findings) from None
 
     def _undo(self, before: dict[str, Tensor], known: dict[str, Any]) -> None:
         """Back to before the step: its random numbers, and what the forward pass moved."""

@@ -18,6 +18,7 @@ from typing import Any
 
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
+from torch import Tensor
 
 
 def beta(epoch: int, warm_up: int) -> float:
@@ -37,7 +38,7 @@ class ScaleLatents(Messenger):
     a ``pyro.factor``, a part of log q.
     """
 
-    def __init__(self, weight: float, every: bool = False) -> None:
+    def __init__(self, weight: float | Tensor, every: bool = False) -> None:
         super().__init__()
         self.weight = weight
         self.every = every
@@ -48,7 +49,7 @@ class ScaleLatents(Messenger):
 
 
 def weighted(
-    model: Callable[..., Any], guide: Callable[..., Any], weight: float
+    model: Callable[..., Any], guide: Callable[..., Any], weight: float | Tensor
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The pair with its KL weighted. The programs themselves stay as they are.
 

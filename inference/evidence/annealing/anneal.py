@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels import Kernel, Move, Path, Point
+from ...kernels import Kernel, Move
+from ...paths import Path, Point
 from ..journal import Keeper
 from .pilot import Frozen
 from .resampling import effective, systematic

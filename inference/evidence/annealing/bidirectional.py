@@ -20,7 +20,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ...kernels import Path
+from ...paths import Path
 from ...programs import Data, Program, num_data
 from ...rng import derive
 from ...ways import data_axis, evaluate

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels import Kernel, Path
+from ...kernels import Kernel
+from ...paths import Path, Point
 from .schedules import EqualLength, Schedule, interpolate
 
 _SCALE_DRAWS = 64
@@ -59,22 +60,26 @@ class Adapting:
     Args:
         path: the densities.
         kernel: what moves the chains.
-        num_chains: C.
-
-    Attributes:
         point: where the chains are.
         log_step: log of the step sizes, ``(N,)``.
         scale: of each coordinate, ``(N, D)``.
     """
 
-    def __init__(self, path: Path, kernel: Kernel, num_chains: int) -> None:
-        self.path, self.kernel = path, kernel
-        self.scale = find_scale(path)
+    def __init__(
+        self, path: Path, kernel: Kernel, point: Point, log_step: Tensor, scale: Tensor
+    ) -> None:
+        self.path, self.kernel, self.point = path, kernel, point
+        self.log_step, self.scale = log_step, scale
+
+    @classmethod
+    def begin(cls, path: Path, kernel: Kernel, num_chains: int) -> Adapting:
+        """Chains at draws of the path's start."""
+        scale = find_scale(path)
         u, _ = path.draw(num_chains)
-        self.point = path.point(u)
+        point = path.point(u)
         dim = max(path.target.dim, 1)
-        first = self.point.log_joint.new_full((path.target.num_data,), dim)
-        self.log_step = -0.25 * first.log()
+        first = point.log_joint.new_full((path.target.num_data,), dim)
+        return cls(path, kernel, point, -0.25 * first.log(), scale)
 
     def settle(self) -> None:
         """Find the step sizes at β = 0, where the chains are in equilibrium already."""
@@ -103,7 +108,7 @@ def run_pilot(
     """Anneal once with step sizes that adapt, and freeze them."""
     device, size = path.target.device, path.target.num_data
     betas = schedule.betas(pilot_temperatures).to(device)
-    chains = Adapting(path, kernel, num_chains)
+    chains = Adapting.begin(path, kernel, num_chains)
     chains.settle()
     steps, variances = [chains.log_step], [_variance(chains.point.log_ratio())]
     accepted = torch.zeros_like(chains.log_step)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ...kernels import Path
+from ...paths import Path
 from ...programs import check_count
 from ..moving import Moving
 from ..scoring import Tile

@@ -31,7 +31,7 @@ class ThermodynamicIntegration(Annealing):
     At each temperature the chains make ``num_moves`` moves and the first half of them is left out.
     The estimate is the corrected trapezoid, which is on no known side; ``left``, ``right`` and
     ``trapezoid`` stand in the diagnostics, each with its standard error (``left_stderr``, ...).
-    Errors are those of independent chains; the ESS is the number of chains.
+    Errors are those of independent chains.
 
     Args:
         num_chains: C.
@@ -148,5 +148,5 @@ class _Records:
         return fields | {
             "log_evidence": fields["trapezoid"] - correction,
             "stderr": fields["trapezoid_stderr"],
-            "ess": torch.full_like(fields["left"], count),
+            "ess": torch.full_like(fields["left"], torch.nan),
         }

@@ -1,0 +1,72 @@
+"""What it takes to compile, and what it saves."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from .told import outside
+
+_LOSS = 1.0  # seconds; a smaller one is not worth a word
+
+
+class NoGain(UserWarning):
+    """Compiling took longer than it saved; the message says how long a run would have to be."""
+
+
+@dataclass
+class Gain:
+    """Seconds that graphs took to make, and that a run by them takes less than one without.
+
+    Attributes:
+        cost: seconds that it took to make them.
+        runs: how often one was run.
+        before: seconds of runs without.
+        after: and of runs by graphs.
+    """
+
+    cost: float = 0.0
+    runs: int = 0
+    before: list[float] = field(default_factory=list)
+    after: list[float] = field(default_factory=list)
+
+    @contextmanager
+    def making(self) -> Iterator[None]:
+        """Take the time of what makes a graph."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.cost += time.perf_counter() - began
+
+    @contextmanager
+    def timed(self, which: list[float], device: torch.device) -> Iterator[None]:
+        """Take the time of a run, and note it in one of the lists."""
+        began = time.perf_counter()
+        yield
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        which.append(time.perf_counter() - began)
+
+    @property
+    def each(self) -> float:
+        """Seconds that a run saves: the fastest of either kind are compared."""
+        return min(self.before) - min(self.after) if self.before and self.after else 0.0
+
+    def tell(self) -> None:
+        """Warn where it was not worth it."""
+        saved = self.each * self.runs
+        if not self.cost or self.cost - saved < _LOSS:
+            return
+        pays = f"it pays from {self.cost / self.each:,.0f} on" if self.each > 0 else "it never pays"
+        warnings.warn(
+            f"compile: took {self.cost:.1f} s, and saved {max(saved, 0.0):.1f} s in {self.runs:,} "
+            f"steps: {pays}",
+            NoGain,
+            stacklevel=outside(),
+        )

@@ -1,0 +1,196 @@
+"""Functions run as they are a few times, and from then on by graphs.
+
+Some of what a function takes changes with every call, the rest seldom: what it makes of the rest
+alone is made once, and again only when the rest is another.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from ..rng import forked
+from .backends import CAPTURING, Captured, Replay, as_traced, lower
+from .comparison import check_equal, is_exact
+from .gain import Gain
+from .hoisting import hoisted
+from .told import explained, tell
+from .tracing import Traced, form_of, trace
+
+_OFTEN = 3
+_MOST = 8  # graphs of one function
+_BETWEEN = 256  # calls between two comparisons, at most, while what is fixed changes
+
+Function = Callable[[tuple[Tensor, ...], tuple], tuple[Tensor, ...]]  # of moving, fixed
+
+
+@dataclass
+class _Graph:
+    """A function's two parts, and what the first has made of what is fixed.
+
+    Attributes:
+        once: makes of what is fixed what there is to make.
+        again: the rest.
+        exact: whether all is in double precision.
+        carried: what the first part made.
+        fixed: of what.
+        taken: how often that was another.
+        calls: of the second part, since it was last compared with the function.
+    """
+
+    once: Replay
+    again: Replay
+    exact: bool
+    carried: list[Tensor] = field(default_factory=list)
+    fixed: list[Tensor] = field(default_factory=list)
+    taken: int = 0
+    calls: int = 0
+
+    def take(self, fixed: list[Tensor]) -> bool:
+        """Make of what is fixed what there is to make; whether it is another than before."""
+        if self.taken and all(map(operator.is_, self.fixed, fixed)):
+            return False
+        self.fixed, self.taken = fixed, self.taken + 1
+        self.carried = list(self.once([value.contiguous() for value in fixed]))
+        return True
+
+    def __call__(self, moving: Sequence[Tensor]) -> Sequence[Tensor]:
+        return self.again([*moving, *self.carried])
+
+
+class Replays:
+    """The graphs of the functions that one computation calls again and again, by name.
+
+    Functions may draw random numbers, in evaluation mode, but stand on nothing that changes besides
+    what they are given.
+
+    Args:
+        device: where.
+
+    Attributes:
+        gain: what they took to make, and what they save.
+        costs: what callers note of a function, by name.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.gain = Gain()
+        self.costs: dict[str, list[int]] = {}
+        self._others: dict[str, Replays] = {}
+        self._graphs: dict[Hashable, _Graph] = {}
+        self._seen: dict[Hashable, int] = {}
+        self._given_up: set[str] = set()
+
+    def of(self, variant: str) -> Replays:
+        """Graphs of the same functions in a program's variant."""
+        others = self._others.setdefault(variant, Replays(self.device))
+        others.gain = self.gain
+        return others
+
+    def __call__(
+        self, name: str, function: Function, moving: tuple[Tensor, ...], fixed: tuple
+    ) -> tuple[Tensor, ...] | None:
+        """What a function makes of its inputs, by a graph; None where there is none (yet).
+
+        Args:
+            name: of the function, the same for the same one.
+            function: ``function(moving, fixed)`` of tensors and of anything that holds tensors.
+            moving: what is another in every call.
+            fixed: what is the same for many.
+        """
+        if name in self._given_up:
+            return None
+        moving = tuple(value.contiguous() for value in moving)  # code is made for their strides
+        leaves, form = tree_flatten(fixed)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        others = tuple((i, leaf) for i, leaf in enumerate(leaves) if not isinstance(leaf, Tensor))
+
+        def whole(*given: Tensor) -> tuple[Tensor, ...]:
+            rest = iter(given[len(moving) :])
+            filled = [next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            return function(given[: len(moving)], tree_unflatten(filled, form))
+
+        try:
+            key = (name, form_of(moving), form_of(tensors), repr(form), others)
+            graph = self._find(key, whole, moving, tensors)
+        except Exception as error:  # a tracer, a compiler or a key may raise anything
+            self._given_up.add(name)
+            tell(explained(error))
+            return None
+        if graph is None:
+            return None
+        found = graph(moving)
+        graph.calls += 1
+        self.gain.runs += 1
+        # what a captured graph returns is written over by its next run
+        captured = isinstance(graph.again, Captured)
+        return tuple(value.clone() for value in found) if captured else tuple(found)
+
+    def _find(
+        self,
+        key: tuple[Any, ...],
+        whole: Callable[..., tuple[Tensor, ...]],
+        moving: tuple[Tensor, ...],
+        tensors: list[Tensor],
+    ) -> _Graph | None:
+        graph = self._graphs.get(key)
+        if graph is None:
+            self._seen[key] = self._seen.get(key, 0) + 1
+            if self._seen[key] <= _OFTEN or len(self._graphs) == _MOST:
+                return None
+            with self.gain.making():
+                graph = self._graphs[key] = self._make(whole, moving, tensors)
+                graph.take(tensors)
+        elif graph.take(tensors) and (
+            graph.taken & (graph.taken - 1) == 0 or graph.calls >= _BETWEEN
+        ):
+            self._agree(graph, whole, moving, tensors)
+            graph.calls = 0
+        return graph
+
+    def _make(
+        self,
+        whole: Callable[..., tuple[Tensor, ...]],
+        moving: tuple[Tensor, ...],
+        tensors: list[Tensor],
+    ) -> _Graph:
+        tensors = [value.contiguous() for value in tensors]
+        with forked(self.device):
+            before, after = hoisted(trace(whole, [*moving, *tensors]), len(moving))
+        once = as_traced(before, tensors)
+        given = [*moving, *once(tensors)]
+        exact = is_exact([*moving, *tensors, *before.held])
+
+        def check(again: Replay) -> None:
+            graph = _Graph(once, again, exact)
+            for roll in (0, 1):
+                rolled = [t.roll(roll, 0) if t.dim() and roll else t for t in (*moving, *tensors)]
+                graph.take(rolled[len(moving) :])
+                self._agree(graph, whole, rolled[: len(moving)], rolled[len(moving) :])
+
+        with forked(self.device):
+            again = lower(Traced(after, []), given, check)
+            if self.device.type in CAPTURING:
+                again = Captured(again, given)
+        return _Graph(once, again, exact)
+
+    def _agree(
+        self,
+        graph: _Graph,
+        whole: Callable[..., tuple[Tensor, ...]],
+        moving: Sequence[Tensor],
+        tensors: Sequence[Tensor],
+    ) -> None:
+        """Raise unless graph and function say the same."""
+        seed, gain = graph.taken, self.gain
+        with forked(self.device, seed), gain.timed(gain.before, self.device), torch.no_grad():
+            expected = whole(*moving, *tensors)
+        with forked(self.device, seed), gain.timed(gain.after, self.device):
+            found = graph(moving)
+        check_equal(found, expected, graph.exact)
