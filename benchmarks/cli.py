@@ -20,13 +20,17 @@ from typing import Annotated, Any, NoReturn, ParamSpec
 import typer
 
 from ..inference import NonFiniteLoss, ProgramError, objectives
-from ..inference.tables import table
+from ..inference.tables import aligned, table
 from .datasets import NAMES, DatasetError, available
 from .demo import EPOCHS, demo
 from .factories import FactoryError
+from .gallery import gallery
 from .options import parse_options
+from .pairs import find_device
 from .runs import Settings, default_output, going_on, open_run
 from .scoring import ESTIMATORS, NUM_SAMPLES, Question, evidence, summary
+from .speed import PARTS, bench
+from .speed.bench import ROUNDS
 from .training import Stopped, Trained, go_on, resume, train
 from .zoo import MODELS
 
@@ -121,6 +125,13 @@ def _pairs(flag: str, of: str) -> Any:
 
 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Compile = Annotated[
+    bool | None,
+    typer.Option(
+        "--compile/--no-compile",
+        help="Trace the programs once and run compiled code. [default: no-compile]",
+    ),
+]
 DataFolder = Annotated[
     Path | None,
     typer.Option(help="Folder that holds the data files; else PYROVAE_DATA, else a download."),
@@ -177,6 +188,7 @@ def _train(
             "--binarise/--no-binarise", help="Built-in images as bits, or grey. [default: binarise]"
         ),
     ] = None,
+    compile_: Compile = None,
     data_folder: DataFolder = None,
     output: Annotated[
         Path | None, typer.Option(help="Run folder. [default: runs/DATA-MODEL]")
@@ -201,6 +213,7 @@ def _train(
         "seed": seed,
         "device": device,
         "binarise": binarise,
+        "compile": compile_,
         "data_folder": None if data_folder is None else str(data_folder),
     }
     given = {name: value for name, value in given.items() if value is not None}
@@ -253,6 +266,7 @@ def _evidence(
     subset_seed: Annotated[int, typer.Option(help="Which ones.")] = ASKED.subset_seed,
     seed: Annotated[int, typer.Option(help="Of the estimator's draws.")] = ASKED.seed,
     device: Device = ASKED.device,
+    compile_: Compile = None,
     data_folder: DataFolder = None,
     output: Annotated[
         Path | None,
@@ -263,7 +277,7 @@ def _evidence(
     question = Question(
         estimator=estimator,
         num_samples=num_samples,
-        options=parse_options(option or ()),
+        options=parse_options(option or ()) | ({} if compile_ is None else {"compile": compile_}),
         split=split,
         subset=subset,
         subset_seed=subset_seed,
@@ -281,6 +295,42 @@ def _evidence(
     print(f"{run.path}: {run.settings.model} on {run.settings.data}")
     print(summary(answer, question))
     print(f"wrote {answer.file}")
+
+
+@app.command("pictures")
+@told
+def _pictures(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    device: Device = "auto",
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to make. [default: RUN/pictures]")
+    ] = None,
+) -> None:
+    """Draw what the model of a run has learned: samples, reconstructions, walks, codes."""
+    written = gallery(open_run(run_folder), output, seed=seed, device=device)
+    print("\n".join(aligned({str(file): what for file, what in written.items()})))
+
+
+@app.command("bench")
+@told
+def _bench(
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="speed.")],
+    part: Annotated[
+        list[str] | None, typer.Option(help=f"Of {', '.join(PARTS)}; may be repeated.")
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="In each of which all contenders have a turn.")
+    ] = ROUNDS,
+    device: Device = "cpu",
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the tables, the numbers and a picture.")
+    ] = None,
+) -> None:
+    """Time this machine: ours against Pyro, Pythae, PyTorch by hand, and the least possible."""
+    if what != "speed":
+        raise ValueError(f"WHAT should be speed; found '{what}'")
+    bench(part or tuple(PARTS), rounds, str(find_device(device)), output)
 
 
 @app.command("datasets")

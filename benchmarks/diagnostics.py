@@ -27,11 +27,24 @@ def posterior_means(posterior: Callable[..., Any], x: Tensor, batch_size: int = 
     """The mean of q(z | x) for each datum, ``(N, Z)``.
 
     Args:
-        posterior: ``posterior(x)`` returns a distribution that has a mean.
+        posterior: ``posterior(x)`` returns a distribution.
         x: data, ``(N, D)``.
         batch_size: data encoded at once.
     """
-    return torch.cat([posterior(part).mean for part in x.split(batch_size)])
+    return torch.cat([mean_of(posterior(part)) for part in x.split(batch_size)])
+
+
+def mean_of(q: Any, num_draws: int = 100) -> Tensor:
+    """The mean of a distribution; of one that does not know it, as of a flow, that of draws.
+
+    >>> mean_of(torch.distributions.Normal(torch.tensor([1.0, 2.0]), 1.0))
+    tensor([1., 2.])
+    """
+    try:
+        mean: Tensor = q.mean
+    except NotImplementedError:
+        return q.sample(torch.Size((num_draws,))).mean(0)
+    return mean
 
 
 def active_units(means: Tensor, threshold: float = ACTIVE) -> int:

@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import platform
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,19 @@ def keep(folder: Path, name: str, text: str, record: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / f"{name}.md", text.encode())
     write_atomically(folder / f"{name}.json", json.dumps(record, indent=1).encode())
+
+
+def clock(device: str | torch.device) -> float:
+    """Seconds, once the device has done what it was told to."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def suffix(device: str | torch.device) -> str:
+    """What the files of results from another device than the CPU end in."""
+    kind = torch.device(device).type
+    return "" if kind == "cpu" else f"-{kind}"
 
 
 def describe_machine() -> dict[str, Any]:

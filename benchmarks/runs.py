@@ -47,6 +47,7 @@ class Settings:
     seed: int = 0
     device: str = "auto"
     binarise: bool = True
+    compile: bool = False
     data_folder: str | None = None
 
     def command(self, output: str | Path) -> str:

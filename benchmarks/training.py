@@ -212,6 +212,7 @@ def _call_fit(
         checkpoint=run.checkpoint,
         resume=resume,
         progress=progress,
+        compile=settings.compile,
     )
 
 

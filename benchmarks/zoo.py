@@ -19,10 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from ..models import VAE
+from ..models.flows import AutoregressiveFlow
 from ..models.likelihoods import Bernoulli
 from ..models.nets import MLP, ConvDecoder, ConvEncoder, GatedMLP
 from ..models.posteriors import DiagonalNormal
-from ..models.priors import GaussianMixture, StandardNormal, VampPrior
+from ..models.priors import (
+    FlowPrior,
+    GaussianMixture,
+    ResampledPrior,
+    StandardNormal,
+    VampPrior,
+)
 
 PIXEL_MARGIN = 1e-3  # pixels that are never (or always) on get a finite logit
 
@@ -80,6 +87,50 @@ def gated_vamp_vae(
     return _with_vamp_prior(posterior, likelihood, x_train, num_pseudo_inputs)
 
 
+def gated_mixture_vae(
+    x_train: Tensor,
+    *,
+    latent_dim: int = 40,
+    hidden: Sequence[int] = (300, 300),
+    num_components: int = 500,
+) -> VAE:
+    """A learned mixture of diagonal normals as prior, gated nets."""
+    _check(num_components=num_components)
+    posterior, likelihood = _parts(GatedMLP, x_train, latent_dim, hidden)
+    return _finish(VAE(GaussianMixture(latent_dim, num_components), posterior, likelihood), x_train)
+
+
+def gated_flow_vae(
+    x_train: Tensor,
+    *,
+    latent_dim: int = 40,
+    hidden: Sequence[int] = (300, 300),
+    num_layers: int = 4,
+    flow_hidden: Sequence[int] = (200,),
+) -> VAE:
+    """A masked autoregressive flow as prior, gated nets (*Variational lossy autoencoder*, 2017)."""
+    _check(num_layers=num_layers, flow_hidden=flow_hidden)
+    posterior, likelihood = _parts(GatedMLP, x_train, latent_dim, hidden)
+    prior = FlowPrior(AutoregressiveFlow(latent_dim, num_layers, tuple(flow_hidden)))
+    return _finish(VAE(prior, posterior, likelihood), x_train)
+
+
+def gated_resampled_vae(
+    x_train: Tensor,
+    *,
+    latent_dim: int = 40,
+    hidden: Sequence[int] = (300, 300),
+    acceptance_hidden: Sequence[int] = (100, 100),
+) -> VAE:
+    """A resampled standard normal as prior, gated nets (*Resampled priors*, 2019)."""
+    _check(acceptance_hidden=acceptance_hidden)
+    posterior, likelihood = _parts(GatedMLP, x_train, latent_dim, hidden)
+    net = MLP(latent_dim, 1, tuple(acceptance_hidden))
+    return _finish(
+        VAE(ResampledPrior(StandardNormal(latent_dim), net), posterior, likelihood), x_train
+    )
+
+
 def conv_vae(
     x_train: Tensor,
     *,
@@ -124,6 +175,9 @@ MODELS: dict[str, Callable[..., VAE]] = {
     "vamp-vae": vamp_vae,
     "gated-vae": gated_vae,
     "gated-vamp-vae": gated_vamp_vae,
+    "gated-mixture-vae": gated_mixture_vae,
+    "gated-flow-vae": gated_flow_vae,
+    "gated-resampled-vae": gated_resampled_vae,
     "conv-vae": conv_vae,
 }
 
@@ -144,13 +198,7 @@ def _with_vamp_prior(
     posterior: DiagonalNormal, likelihood: Bernoulli, x_train: Tensor, num_pseudo_inputs: int
 ) -> VAE:
     _check(num_pseudo_inputs=num_pseudo_inputs)
-    if num_pseudo_inputs > len(x_train):
-        raise ValueError(
-            f"num_pseudo_inputs should be at most {len(x_train)}, the number of training data "
-            f"they are drawn from; found {num_pseudo_inputs}"
-        )
-    rows = torch.randperm(len(x_train))[:num_pseudo_inputs].to(x_train.device)
-    prior = VampPrior(posterior, x_train[rows], bounds=(0.0, 1.0))
+    prior = VampPrior.from_data(posterior, x_train, num_pseudo_inputs, bounds=(0.0, 1.0))
     return _finish(VAE(prior, posterior, likelihood), x_train)
 
 
@@ -189,5 +237,5 @@ def _check(**sizes: int | Sequence[int]) -> None:
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 kind = "a list of whole numbers" if listed else "a whole number"
                 raise ValueError(f"{name} should be {kind} of at least 1; found {value!r}")
-        if not listed and name in ("hidden", "channels"):
+        if not listed and name.endswith(("hidden", "channels")):
             raise ValueError(f"{name} should be a list of whole numbers; found {value!r}")

@@ -1,4 +1,4 @@
-"""Binary and grey image data for density estimation, split and binarised the way papers do it.
+"""Images and counts for density estimation, split and binarised the way papers do it.
 
 A Bernoulli likelihood scores bits, so grey pixels p in [0, 1] become bits b ~ Bernoulli(p). In
 *dynamic* binarisation the bits of the training set are drawn anew in every epoch, and those of the
@@ -12,16 +12,19 @@ fingerprint of the bits that are scored.
 """
 
 from .catalogue import NAMES, Listing, available, load
+from .counts import Counts, load_counts
 from .dataset import SPLITS, Dataset, DatasetError, binarise_once, redraw
 
 __all__ = [
     "NAMES",
     "SPLITS",
+    "Counts",
     "Dataset",
     "DatasetError",
     "Listing",
     "available",
     "binarise_once",
     "load",
+    "load_counts",
     "redraw",
 ]

@@ -2,22 +2,20 @@
 
 Gradients per second of annealed importance sampling (one for each row, that is chain of a datum)
 against a bare loop that calls the decoder's forward and backward on as many rows and does nothing
-else: no program, no likelihood, no acceptance. Decoder 50-200-200-784 (tanh), HMC with ten leapfrog
-steps. Both run in turn, and are compared by the median of the rounds' ratios. Then time and peak
-memory as chains, temperatures and data are doubled (two leapfrog steps).
-
-    python -m pyrovae.benchmarks.speed.annealing --output benchmarks/results
+else: no program, no likelihood, no acceptance. The loop is run as it is, and under
+``torch.compile``. Decoder 50-200-200-784 (tanh), HMC with ten leapfrog steps. All run in turn. What
+compiling takes is left out, and stands in a table of its own. Then time and peak memory as chains,
+temperatures and data are doubled (two leapfrog steps, not compiled).
 """
 
 from __future__ import annotations
 
-import argparse
 import resource
-import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,70 +23,78 @@ from torch import Tensor
 
 from ...inference import HMC, AnnealedImportanceSampling
 from ...models import VAE
-from ...models.likelihoods import Bernoulli
-from ...models.nets import MLP
-from ...models.posteriors import DiagonalNormal
-from ...models.priors import StandardNormal
-from ..machine import describe_machine, keep
+from ..machine import clock
+from .part import Part, Times, compared
+from .subject import DATA_DIM, LATENT_DIM, build, nets, noise
 
-DATA_DIM, LATENT_DIM = 784, 50
-SIZES = ((16, 16), (16, 64), (64, 64), (16, 400))  # chains, data: the last is a default tile
-TEMPERATURES = 10
+SIZES = ((16, 16, 100), (16, 64, 40), (16, 400, 10))  # chains, data, temperatures; the last a tile
 SCALING = ((16, 100, 64), (32, 100, 64), (16, 200, 64), (16, 100, 128), (64, 200, 128))
+BARE, COMPILED_BARE = "bare loop, eager", "bare loop, torch.compile"
+OURS, COMPILED = "AIS", "AIS, compile=True"
+LOOPS = 50
 
 
-def build(size: int) -> tuple[VAE, Tensor]:
-    """A VAE as it is begun, and binary data."""
-    torch.manual_seed(0)
-    vae = VAE(
-        StandardNormal(LATENT_DIM),
-        DiagonalNormal(MLP(DATA_DIM, 2 * LATENT_DIM)),
-        Bernoulli(MLP(LATENT_DIM, DATA_DIM)),
+def _bare(vae: VAE, rows: int, compiled: bool) -> Callable[[], float]:
+    """Microseconds a gradient of the decoder alone."""
+    plain = nets(vae)[1]
+    device = next(plain.parameters()).device
+    slope = torch.ones(rows, DATA_DIM, device=device)
+    decoder: Any = torch.compile(plain) if compiled else plain
+
+    def run() -> float:
+        z = torch.randn(rows, LATENT_DIM, device=device)
+        began = clock(device)
+        for _ in range(LOOPS):
+            at = z.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(decoder(at), at, slope)
+            z = z + 1e-6 * gradient
+        return 1e6 * (clock(device) - began) / (rows * LOOPS)
+
+    return run
+
+
+def _annealed(
+    vae: VAE, x: Tensor, chains: int, temperatures: int, compiled: bool
+) -> Callable[[], float]:
+    """Microseconds a gradient of the whole call, its pilot run included."""
+    estimator = AnnealedImportanceSampling(
+        chains, temperatures, pilot_temperatures=5, memory=2**40, compile=compiled
     )
-    return vae, torch.bernoulli(torch.full((size, DATA_DIM), 0.3))
+
+    def run() -> float:
+        began = clock(x.device)
+        found = estimator(vae.model, vae.guide, x).provenance
+        seconds = clock(x.device) - began - float(found["compile_seconds"])
+        return 1e6 * seconds / (float(found["gradients"]) * len(x))
+
+    return run
 
 
-def bare(vae: VAE, rows: int, count: int) -> float:
-    """Gradients per second of the decoder alone."""
-    decoder = vae.likelihood.get_submodule("net")
-    z = torch.randn(rows, LATENT_DIM)
-    slope = torch.ones(rows, DATA_DIM)
-    began = time.perf_counter()
-    for _ in range(count):
-        at = z.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(decoder(at), at, slope)
-        z = z + 1e-6 * gradient
-    return rows * count / (time.perf_counter() - began)
-
-
-def annealed(vae: VAE, x: Tensor, chains: int, temperatures: int) -> tuple[float, float]:
-    """Gradients per second of the whole call, its pilot run included; and its seconds."""
-    estimator = AnnealedImportanceSampling(chains, temperatures, pilot_temperatures=5, memory=2**40)
-    began = time.perf_counter()
-    found = estimator(vae.model, vae.guide, x)
-    seconds = time.perf_counter() - began
-    return float(found.provenance["gradients"]) * len(x) / seconds, seconds
-
-
-def rates(rounds: int) -> list[dict[str, Any]]:
-    """Both loops at each size, in turn."""
-    found = []
-    for chains, size in SIZES:
-        vae, x = build(size)
-        record: dict[str, Any] = {"chains": chains, "data": size, "bare": [], "annealed": []}
-        bare(vae, chains * size, 20)
-        annealed(vae, x, chains, 5)
+def rates(rounds: int, device: str) -> dict[str, Times]:
+    """All loops at each size, in turn: microseconds a gradient."""
+    found: dict[str, Times] = {}
+    for chains, size, temperatures in SIZES:
+        vae, x = build(device), noise(size, device)
+        running = {
+            BARE: _bare(vae, chains * size, False),
+            COMPILED_BARE: _bare(vae, chains * size, True),
+            OURS: _annealed(vae, x, chains, temperatures, False),
+            COMPILED: _annealed(vae, x, chains, temperatures, True),
+        }
+        for run in running.values():
+            run()
+        times: Times = {name: [] for name in running}
         for _ in range(rounds):
-            record["bare"].append(bare(vae, chains * size, 50))
-            record["annealed"].append(annealed(vae, x, chains, TEMPERATURES)[0])
-        found.append(record)
+            for name, run in running.items():
+                times[name].append(run())
+        found[f"annealing, {chains} chains of {size} data"] = times
     return found
 
 
 def cost(chains: int, temperatures: int, size: int) -> dict[str, Any]:
     """Seconds and peak memory of one call, in a process of its own."""
     code = (
-        "from pyrovae.benchmarks.speed.annealing import build, cost_of\n"
+        "from pyrovae.benchmarks.speed.annealing import cost_of\n"
         f"print(*cost_of({chains}, {temperatures}, {size}))"
     )
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
@@ -104,7 +110,7 @@ def cost(chains: int, temperatures: int, size: int) -> dict[str, Any]:
 
 def cost_of(chains: int, temperatures: int, size: int) -> tuple[float, int, int]:
     """Seconds of a call, and the peak memory of the process before and after it, in KiB."""
-    vae, x = build(size)
+    vae, x = build(), noise(size)
     estimator = AnnealedImportanceSampling(
         chains, temperatures, pilot_temperatures=10, kernel=HMC(num_leapfrog=2)
     )
@@ -117,48 +123,41 @@ def cost_of(chains: int, temperatures: int, size: int) -> tuple[float, int, int]
     return seconds, before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def tables(found: list[dict[str, Any]], costs: list[dict[str, Any]]) -> str:
-    """Medians and ratios as Markdown."""
+def measure(rounds: int, device: str) -> Part:
+    """Time gradients, and on a CPU what a call's cost grows with."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "compile: took")
+        found = rates(rounds, device)
+    costs = [cost(*size) for size in SCALING] if device == "cpu" else []
     lines = [
-        "| chains × data | bare loop, gradients per second | AIS | AIS / bare | quartiles |",
-        "|---|---|---|---|---|",
+        "| chains × data | loop | gradients per second | µs, median | quartiles "
+        "| eager bare / this | compiled bare / this |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for one in found:
-        ratios = [a / b for a, b in zip(one["annealed"], one["bare"], strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        lines.append(
-            f"| {one['chains']} × {one['data']} | {statistics.median(one['bare']):,.0f} "
-            f"| {statistics.median(one['annealed']):,.0f} | {middle:.2f} | {low:.2f}–{high:.2f} |"
-        )
-    lines += [
-        "",
-        "| chains | temperatures | data | seconds | µs per chain, temperature and datum "
-        "| memory, MB |",
-        "|---|---|---|---|---|---|",
-    ]
+    for (chains, size, _), times in zip(SIZES, found.values(), strict=True):
+        lines += [
+            f"| {chains} × {size} | {name} | {1e6 / middle:,.0f} | {middle:.2f} "
+            f"| {low:.2f}–{high:.2f} | {bare:.2f} | {compiled:.2f} |"
+            for name, middle, low, high, (bare, compiled) in compared(times, (BARE, COMPILED_BARE))
+        ]
+    if costs:
+        lines += [
+            "",
+            "| chains | temperatures | data | seconds | µs per chain, temperature and datum "
+            "| memory, MB |",
+            "|---|---|---|---|---|---|",
+        ]
     for one in costs:
         product = one["chains"] * one["temperatures"] * one["data"]
         lines.append(
             f"| {one['chains']} | {one['temperatures']} | {one['data']} | {one['seconds']:.1f} "
             f"| {1e6 * one['seconds'] / product:.0f} | {one['megabytes']:.0f} |"
         )
-    return "\n".join(lines)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--output", type=Path, help="a folder for the table and the raw numbers")
-    options = parser.parse_args()
-    found, costs = rates(options.rounds), [cost(*size) for size in SCALING]
-    print(tables(found, costs))
-    if options.output is not None:
-        machine = describe_machine()
-        command = f"python -m pyrovae.benchmarks.speed.annealing --rounds {options.rounds}"
-        text = f"{tables(found, costs)}\n\n`{command}`, interleaved, {machine['summary']}\n"
-        record = {"command": command, "machine": machine, "rates": found, "costs": costs}
-        keep(options.output, "annealing", text, record)
-
-
-if __name__ == "__main__":
-    main()
+    note = (
+        "The bare loop makes no use of the decoder's output. Cost is linear in chains, "
+        "temperatures and data, memory flat; the second table is of two leapfrog steps, not "
+        "compiled."
+    )
+    return Part(
+        "annealing", "A chain's gradient", "\n".join(lines), note, found, "µs a gradient", costs
+    )

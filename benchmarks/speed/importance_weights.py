@@ -1,25 +1,20 @@
 """How long does one importance weight take, and how far is that from the least possible?
 
-Microseconds per (sample, datum) for log p(x) with K = 5,000 samples on the model most used for it
-(784-200-200-50, tanh, Bernoulli; Burda, Grosse and Salakhutdinov, *Importance weighted
-autoencoders*, 2016): ours, Pythae's ``get_nll``, Pyro's ``vectorized_importance_weights``, and the
-decoder's matrix products alone, which is the floor of any code in this precision. All share one
-set of weights; each is run once per round, in turn, and medians over rounds are compared. Before
-any is timed, their estimates are checked to agree.
+Microseconds per (sample, datum) for log p(x) with K = 5,000 samples: ours, plain, compiled, and
+with the decoder in bfloat16; Pythae's ``get_nll``; Pyro's ``vectorized_importance_weights``; and
+the decoder's matrix products alone, as torch makes them of itself. All share one set of weights;
+each is run once a round, in turn. Before any is timed, their estimates are checked to agree. What
+compiling takes is left out, and stands in a table of its own.
 
-    python -m pyrovae.benchmarks.speed.importance_weights --output benchmarks/results
-
-needs ``pip install 'pyrovae[peers]'``.
+What bfloat16 makes of log p(x) is measured on a model that has learned something: trained on digits
+enlarged to 28 × 28.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
+import math
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -28,169 +23,156 @@ import torch
 from pyro.infer.importance import vectorized_importance_weights
 from torch import Tensor, nn
 
-from ...inference import ImportanceSampling
+from ...inference import Estimate, ImportanceSampling, fit
 from ...models import VAE
-from ...models.likelihoods import Bernoulli
-from ...models.nets import MLP
-from ...models.posteriors import DiagonalNormal
-from ...models.priors import StandardNormal
-from ..machine import describe_machine, keep
+from ..machine import clock
+from . import peers
+from .part import FLOOR, Part, Times, compared
+from .subject import build, digits, nets, noise
 
-DATA_DIM, LATENT_DIM, NUM_SAMPLES, NUM_DATA = 784, 50, 5000, 20
-OURS, PYRO, FLOOR = "pyrovae ImportanceSampling", "Pyro vectorized_importance_weights", "floor"
+NUM_SAMPLES = 5000
+OURS, COMPILED, ROUNDED = (
+    "ImportanceSampling",
+    "ImportanceSampling, compile=True",
+    "ImportanceSampling, compile=True, bfloat16=True",
+)
+PYRO, PYTHAE = "Pyro vectorized_importance_weights", "Pythae get_nll"
+MANY, FEW = 200, 20  # data, for what is fast and for what is not
 
-
-@dataclass(frozen=True)
-class Setup:
-    """The model, its networks, and a few binary images."""
-
-    vae: VAE
-    encoder: MLP
-    decoder: MLP
-    x: Tensor
+Contender = Callable[[], tuple[float, float]]  # mean log p(x), and µs per (sample, datum)
 
 
-Contender = Callable[[Setup], float]
-
-
-def build() -> Setup:
-    """The same setup for every contender."""
-    torch.manual_seed(0)
-    encoder, decoder = MLP(DATA_DIM, 2 * LATENT_DIM), MLP(LATENT_DIM, DATA_DIM)
-    vae = VAE(StandardNormal(LATENT_DIM), DiagonalNormal(encoder), Bernoulli(decoder))
-    with torch.no_grad():
-        # weak nets make the prior nearly the posterior: estimates agree closely, at equal cost
-        for net in (encoder, decoder):
-            cast(nn.Linear, net.layers[-1]).weight.mul_(0.05)
-    return Setup(vae, encoder, decoder, torch.bernoulli(torch.full((NUM_DATA, DATA_DIM), 0.3)))
-
-
-def ours(setup: Setup) -> float:
-    """Mean log p(x) by this project."""
-    score = ImportanceSampling(num_samples=NUM_SAMPLES)
-    return float(score(setup.vae.model, setup.vae.guide, setup.x).log_evidence.mean())
-
-
-def pyros(setup: Setup) -> float:
-    """The same by Pyro, one datum at a time: its weights are of the whole batch."""
-    total = 0.0
-    with torch.no_grad(), pyro.validation_enabled(False):
-        for row in setup.x.split(1):
-            log_weight, _, _ = vectorized_importance_weights(
-                setup.vae.model,
-                setup.vae.guide,
-                row,
-                num_samples=NUM_SAMPLES,
-                max_plate_nesting=1,
-                normalized=False,
-            )
-            total += float(log_weight.logsumexp(0)) - float(np.log(NUM_SAMPLES))
-    return total / len(setup.x)
-
-
-def make_pythaes(setup: Setup, batch_size: int) -> Contender:
-    """Pythae's VAE around the same networks."""
-    try:
-        from pythae.models import VAE as PythaeVAE
-        from pythae.models import VAEConfig
-        from pythae.models.base.base_utils import ModelOutput
-        from pythae.models.nn import BaseDecoder, BaseEncoder
-    except ModuleNotFoundError as error:
-        raise SystemExit("this comparison needs pip install 'pyrovae[peers]'") from error
-
-    class Encoder(BaseEncoder):
-        def __init__(self, net: nn.Module) -> None:
-            super().__init__()
-            self.net = net
-
-        def forward(self, x: Tensor) -> Any:
-            loc, log_scale = self.net(x).chunk(2, -1)
-            return ModelOutput(embedding=loc, log_covariance=2 * log_scale)
-
-    class Decoder(BaseDecoder):
-        def __init__(self, net: nn.Module) -> None:
-            super().__init__()
-            self.net = net
-
-        def forward(self, z: Tensor) -> Any:
-            return ModelOutput(reconstruction=self.net(z).sigmoid())
-
-    config = VAEConfig(input_dim=(DATA_DIM,), latent_dim=LATENT_DIM, reconstruction_loss="bce")
-    peer = PythaeVAE(config, Encoder(setup.encoder), Decoder(setup.decoder)).eval()
-
-    def score(setup: Setup) -> float:
-        with torch.no_grad():
-            return float(peer.get_nll(setup.x, n_samples=NUM_SAMPLES, batch_size=batch_size))
+def _ours(vae: VAE, x: Tensor, **how: Any) -> Contender:
+    def score() -> tuple[float, float]:
+        start = clock(x.device)
+        found = ImportanceSampling(NUM_SAMPLES, **how)(vae.model, vae.guide, x)
+        seconds = clock(x.device) - start - float(found.provenance["compile_seconds"])
+        return float(found.log_evidence.mean()), 1e6 * seconds / (NUM_SAMPLES * len(x))
 
     return score
 
 
-def floor(setup: Setup) -> float:
+def _timed(score: Callable[[Tensor], float], x: Tensor) -> Contender:
+    def run() -> tuple[float, float]:
+        start = clock(x.device)
+        with torch.no_grad():
+            value = score(x)
+        return value, 1e6 * (clock(x.device) - start) / (NUM_SAMPLES * len(x))
+
+    return run
+
+
+def _pyros(vae: VAE) -> Callable[[Tensor], float]:
+    """By Pyro, one datum at a time: its weights are of the whole batch."""
+
+    def score(x: Tensor) -> float:
+        total = 0.0
+        with pyro.validation_enabled(False):
+            for row in x.split(1):
+                log_weight, _, _ = vectorized_importance_weights(
+                    vae.model,
+                    vae.guide,
+                    row,
+                    num_samples=NUM_SAMPLES,
+                    max_plate_nesting=1,
+                    normalized=False,
+                )
+                total += float(log_weight.logsumexp(0)) - math.log(NUM_SAMPLES)
+        return total / len(x)
+
+    return score
+
+
+def _products(vae: VAE) -> Callable[[Tensor], float]:
     """The decoder's matrix products alone, in chunks of a thousand rows."""
-    weights = [m.weight for m in setup.decoder.modules() if isinstance(m, nn.Linear)]
+    weights = [m.weight for m in nets(vae)[1].modules() if isinstance(m, nn.Linear)]
     chunk = 1000
-    inputs = [torch.randn(chunk, weight.shape[1]) for weight in weights]
-    with torch.no_grad():
-        for _ in range(len(setup.x) * NUM_SAMPLES // chunk):
+    inputs = [torch.randn(chunk, w.shape[1], device=w.device) for w in weights]
+
+    def run(x: Tensor) -> float:
+        for _ in range(len(x) * NUM_SAMPLES // chunk):
             for value, weight in zip(inputs, weights, strict=True):
                 value @ weight.T
-    return float("nan")
+        return math.nan
+
+    return run
 
 
-def measure(rounds: int) -> dict[str, list[float]]:
-    """Microseconds per (sample, datum) by contender, one entry per round."""
-    setup = build()
-    contenders: dict[str, Contender] = {
-        OURS: ours,
-        "Pythae get_nll, batch 100": make_pythaes(setup, 100),
-        "Pythae get_nll, batch 1000": make_pythaes(setup, 1000),
-        PYRO: pyros,
-        FLOOR: floor,
+def contenders(device: str) -> dict[str, Contender]:
+    """All that can take part here, around the same weights."""
+    vae = build(device)
+    with torch.no_grad():
+        # weak nets make the prior nearly the posterior: estimates agree closely, at equal cost
+        for net in nets(vae):
+            cast(nn.Linear, net.get_submodule("layers")[-1]).weight.mul_(0.05)
+    few, many = noise(FEW, device), noise(FEW, device).repeat(MANY // FEW, 1)
+    found: dict[str, Contender] = {
+        PYRO: _timed(_pyros(vae), few),
+        OURS: _ours(vae, many),
+        COMPILED: _ours(vae, many, compile=True),
+        ROUNDED: _ours(vae, many, compile=True, bfloat16=True),
+        FLOOR: _timed(_products(vae), many),
     }
-    answers = {name: run(setup) for name, run in contenders.items()}  # warms up, too
-    finite = [value for value in answers.values() if np.isfinite(value)]
-    if max(finite) - min(finite) > 0.05:
-        raise RuntimeError(f"the contenders disagree about log p(x): {answers}")
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, run in contenders.items():
-            start = time.perf_counter()
-            run(setup)
-            elapsed = time.perf_counter() - start
-            times[name].append(1e6 * elapsed / (NUM_DATA * NUM_SAMPLES))
-    return times
+    if peers.has_pythae():
+        peer = peers.pythaes(vae).eval()
+        for batch in (100, 1000):
+
+            def nll(x: Tensor, batch: int = batch) -> float:
+                return float(peer.get_nll(x, n_samples=NUM_SAMPLES, batch_size=batch))
+
+            found[f"{PYTHAE}, batch {batch}"] = _timed(nll, few)
+    return found
 
 
-def table(times: dict[str, list[float]]) -> str:
-    """Medians, spread and ratios as Markdown."""
-    medians = {name: statistics.median(values) for name, values in times.items()}
+def shift_of_bfloat16(device: str) -> Estimate:
+    """An estimate in bfloat16 under a trained model, with its shift in the diagnostics."""
+    train, test = digits(device)
+    vae = build(device)
+    fit(vae.model, vae.guide, train, epochs=60, batch_size=20, seed=0, progress=False, compile=True)
+    return ImportanceSampling(NUM_SAMPLES, compile=True, bfloat16=True)(vae.model, vae.guide, test)
+
+
+def measure(rounds: int, device: str) -> Part:
+    """Time an importance weight."""
+    running = contenders(device)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "compile: took")
+        answers = {name: run()[0] for name, run in running.items()}  # warms up, too
+        finite = [value for value in answers.values() if np.isfinite(value)]
+        if max(finite) - min(finite) > 0.05:
+            raise RuntimeError(f"the contenders disagree about log p(x): {answers}")
+        times: Times = {name: [] for name in running}
+        for _ in range(rounds):
+            for name, run in running.items():
+                times[name].append(run()[1])
+        shifted = shift_of_bfloat16(device)
+    pythae = f"{PYTHAE}, batch 100"
     lines = [
-        "| µs per (sample, datum), K = 5000 | median | min–max | times ours | times the floor |",
-        "|---|---|---|---|---|",
+        "| µs per (sample, datum), K = 5000 | median | quartiles | Pythae / this | Pyro / this "
+        "| this / floor |",
+        "|---|---|---|---|---|---|",
     ]
-    for name, values in times.items():
-        label = "decoder's matrix products alone (floor)" if name == FLOOR else name
-        lines.append(
-            f"| {label} | {medians[name]:.2f} | {min(values):.2f}–{max(values):.2f} "
-            f"| {medians[name] / medians[OURS]:.2f} | {medians[name] / medians[FLOOR]:.2f} |"
-        )
-    return "\n".join(lines)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--output", type=Path, help="a folder for the table and the raw numbers")
-    options = parser.parse_args()
-    times = measure(options.rounds)
-    print(table(times))
-    if options.output is not None:
-        machine = describe_machine()
-        command = f"python -m pyrovae.benchmarks.speed.importance_weights --rounds {options.rounds}"
-        text = f"{table(times)}\n\n`{command}`, interleaved, {machine['summary']}\n"
-        record = {"command": command, "machine": machine, "microseconds": times}
-        keep(options.output, "importance-weights", text, record)
-
-
-if __name__ == "__main__":
-    main()
+    rows = compared(times, (pythae, PYRO, FLOOR))
+    lines += [
+        f"| {name} | {middle:.2f} | {low:.2f}–{high:.2f} | {one:.2f} | {two:.2f} "
+        f"| {1 / three:.2f} |"
+        for name, middle, low, high, (one, two, three) in rows
+    ]
+    (told,) = [one for one in shifted.warnings() if one.startswith("bfloat16")]
+    note = (
+        f"Pythae's own batch size is 100. Mean log p(x) of a model trained on digits enlarged to "
+        f"28 × 28: {shifted.mean()}; {told}."
+    )
+    if not peers.has_pythae():
+        note += f" {peers.MISSING}"
+    single = shifted.diagnostics["log_evidence_float32"]
+    record = {"shift": (shifted.log_evidence - single)[single.isfinite()].tolist()}
+    return Part(
+        "scoring",
+        "An importance weight",
+        "\n".join(lines),
+        note,
+        {"scoring, K = 5000": times},
+        "µs a weight",
+        record,
+    )

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +23,9 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from ...inference import ELBO, IWAE, RWS, STL, DReG
-from ...models import VAE
-from ...models.likelihoods import Bernoulli
-from ...models.nets import MLP
-from ...models.posteriors import DiagonalNormal
-from ...models.priors import StandardNormal
-from ..machine import describe_machine, keep
+from ..machine import clock, describe_machine, keep, suffix
+from .subject import build, noise
 
-DATA_DIM, LATENT_DIM = 784, 50
 PYRO, OURS = "Pyro Trace_ELBO", "ELBO"
 BLOCK = 10  # steps in a row
 
@@ -59,12 +53,7 @@ SETTINGS = (Setting(1, 20, LONE), Setting(1, 128, LONE), Setting(50, 20, MANY))
 
 def stepper(objective: Any, x: Tensor) -> Callable[[], None]:
     """A training step of a model of its own."""
-    torch.manual_seed(0)
-    vae = VAE(
-        StandardNormal(LATENT_DIM),
-        DiagonalNormal(MLP(DATA_DIM, 2 * LATENT_DIM)),
-        Bernoulli(MLP(LATENT_DIM, DATA_DIM)),
-    )
+    vae = build(x.device)
     model, guide = vae.model, vae.guide
     optimizer = torch.optim.Adam(vae.parameters(), lr=1e-3, fused=True)
 
@@ -76,10 +65,9 @@ def stepper(objective: Any, x: Tensor) -> Callable[[], None]:
     return step
 
 
-def measure(setting: Setting, rounds: int) -> dict[str, list[float]]:
+def measure(setting: Setting, rounds: int, device: str) -> dict[str, list[float]]:
     """Milliseconds per step by contender, one entry per round."""
-    torch.manual_seed(1)
-    x = torch.bernoulli(torch.full((setting.batch, DATA_DIM), 0.3))
+    x = noise(setting.batch, device)
     steps = {name: stepper(make(setting.particles), x) for name, make in setting.objectives.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
     # as in fit: parameters stay in their modules, and distributions are checked once
@@ -88,10 +76,10 @@ def measure(setting: Setting, rounds: int) -> dict[str, list[float]]:
             step()
         for _ in range(rounds):
             for name, step in steps.items():
-                start = time.perf_counter()
+                start = clock(device)
                 for _ in range(BLOCK):
                     step()
-                times[name].append(1e3 * (time.perf_counter() - start) / BLOCK)
+                times[name].append(1e3 * (clock(device) - start) / BLOCK)
     return times
 
 
@@ -122,13 +110,17 @@ def _ratio(values: list[float], others: list[float]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, help="a folder for the table and the raw numbers")
     options = parser.parse_args()
-    found = [(setting, measure(setting, options.rounds)) for setting in SETTINGS]
+    found = [(setting, measure(setting, options.rounds, options.device)) for setting in SETTINGS]
     print(table(found))
     if options.output is not None:
         machine = describe_machine()
-        command = f"python -m pyrovae.benchmarks.speed.objective_steps --rounds {options.rounds}"
+        command = (
+            "python -m pyrovae.benchmarks.speed.objective_steps --rounds "
+            f"{options.rounds} --device {options.device}"
+        )
         text = f"{table(found)}\n\n`{command}`, interleaved, {machine['summary']}\n"
         record = {
             "command": command,
@@ -138,7 +130,7 @@ def main() -> None:
                 for one, times in found
             ],
         }
-        keep(options.output, "objective-steps", text, record)
+        keep(options.output, f"objective-steps{suffix(options.device)}", text, record)
 
 
 if __name__ == "__main__":
