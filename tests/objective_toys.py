@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -37,6 +39,9 @@ from pyrovae.models.priors import StandardNormal
 DATA_DIM = 6
 
 
+NUMBERS = itertools.count()
+
+
 def small_vae():
     return VAE(StandardNormal(2), DiagonalNormal(MLP(DATA_DIM, 4)), Bernoulli(MLP(2, DATA_DIM)))
 
@@ -50,7 +55,7 @@ class Discrete(nn.Module):
 
     def __init__(self, kind="OneHotCategorical"):
         super().__init__()
-        self.kind, self.name = kind, f"discrete_{id(self)}"
+        self.kind, self.name = kind, f"discrete {next(NUMBERS)}"
         self.encoder, self.decoder = nn.Linear(DATA_DIM, 3), nn.Linear(3, DATA_DIM)
         self.prior = nn.Parameter(torch.zeros(3))
 

@@ -237,7 +237,8 @@ def test_a_full_disk_does_not_stop_training(
     refuse_writes(monkeypatch, errno.ENOSPC, after=2)  # the test of the folder still passes
     with pytest.warns(RuntimeWarning, match=r"could not be written .*No space left") as caught:
         history = fit(toy.model, toy.guide, x, epochs=4, checkpoint=path, resume=True, **QUIET)
-    assert len(caught) == 2  # tried again at the end of each epoch
+    failures = [one for one in caught if one.category is RuntimeWarning]
+    assert len(failures) == 2  # tried again at the end of each epoch
     assert len(history) == 4
     assert path.read_bytes() == content
     assert not list(tmp_path.glob(".*"))
@@ -351,6 +352,7 @@ def assert_equal(a: Any, b: Any) -> None:
 def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "posterior collapse")
         make_checkpoint(tmp_path / "run", toy_data())
     assert b"pickle" not in (tmp_path / "run").read_bytes()
     tensors = load_file(tmp_path / "run")  # any reader of safetensors can open it

@@ -31,7 +31,10 @@ TRAIN_ERRORS = {
     "other dtype": (["--data", "cli_toys:double"], "torch.float32 like the parameters"),
     "empty": (["--data", "cli_toys:nothing"], "should not be empty, found shape (0, 8)"),
     "labels": (["--data", "cli_toys:wrong_labels"], "test_labels should be int64 of shape (15,)"),
-    "other N": (["--model", "cli_toys:not_amortised"], "x must hold all 40 data"),
+    "other N": (
+        ["--model", "cli_toys:not_amortised"],
+        "in training the last context must be the index",
+    ),
     "grey": (["--data", "cli_toys:grey"], "site 'x' takes values in Boolean"),
     "grey later": (["--data", "cli_toys:grey_once", "--model", "vae"], "holds 0.5: binarise"),
     "grey digits": (

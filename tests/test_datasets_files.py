@@ -89,7 +89,7 @@ def test_a_local_folder(
     assert_tiny(load("tiny", folder=str(tmp_path / "data")))
     monkeypatch.setenv("PYROVAE_DATA", str(tmp_path / "data"))
     assert_tiny(load("tiny"))
-    assert available()[-1].where == f"folder {tmp_path / 'data' / subfolder}"
+    assert where("tiny") == f"folder {tmp_path / 'data' / subfolder}"
     with pytest.raises(DatasetError, match=r"folder should be a folder that exists"):
         load("tiny", folder=tmp_path / "elsewhere")  # the argument wins over the environment
 
@@ -111,7 +111,11 @@ def test_missing_files_are_named_with_their_place(
     assert "http://127.0.0.1:9/" in message
     assert "leave PYROVAE_DATA unset" in message
     assert message.count("\n") == 1
-    assert available()[-1].where == f"not in {folder}: test-images.gz"
+    assert where("tiny") == f"not in {folder}: test-images.gz"
+
+
+def where(name: str) -> str:
+    return {listing.name: listing.where for listing in available()}[name]
 
 
 HTML = b"<html><body>Please log in</body></html>"
@@ -227,7 +231,7 @@ def test_download_fills_the_cache_once(
     server: Server, isolated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_tiny(monkeypatch, server.url)
-    assert available()[-1].where == f"to be downloaded from {server.url}"
+    assert where("tiny") == f"to be downloaded from {server.url}"
     assert server.asked == []
     assert not isolated.exists()
 
@@ -236,7 +240,7 @@ def test_download_fills_the_cache_once(
     assert sorted(p.name for p in isolated.rglob("*")) == sorted([*server.bodies, "tiny"])
     for name, body in server.bodies.items():
         assert (isolated / "tiny" / name).read_bytes() == body
-    assert available()[-1].where == f"cache {isolated / 'tiny'}"
+    assert where("tiny") == f"cache {isolated / 'tiny'}"
 
     assert_tiny(load("tiny"))
     assert len(server.asked) == 4, "the second load asks for nothing"
@@ -385,7 +389,7 @@ def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(DatasetError, match=r"needs pooch: pip install 'pyrovae\[bench\]'"):
         load("mnist")
-    assert "needs pooch" in available()[1].where
+    assert "needs pooch" in where("mnist")
     with pytest.raises(DatasetError, match=r"scikit-learn: pip install 'pyrovae\[bench\]'"):
         load("digits")
 
@@ -396,4 +400,4 @@ def test_available_lists_every_name_with_its_size() -> None:
     assert listings[0] == datasets.Listing(
         "digits", (1197, 300, 300), (1, 8, 8), True, "bundled with scikit-learn"
     )
-    assert [listing.dynamic for listing in listings] == [True, True, True, False]
+    assert [listing.dynamic for listing in listings] == [True, True, True, False, False]

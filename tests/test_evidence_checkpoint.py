@@ -364,6 +364,11 @@ def test_a_file_of_other_parameters_in_the_store_is_refused(tmp_path):
         made("importance", checkpoint=path)(_in_store, guide, X)
 
 
+def test_a_folder_is_no_checkpoint(tmp_path):
+    with pytest.raises(IsADirectoryError, match=r"checkpoint must be a file, but .* is a folder"):
+        ImportanceSampling(5, checkpoint=tmp_path)(model, guide, X)
+
+
 @pytest.mark.parametrize(
     "damage",
     [

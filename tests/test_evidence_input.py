@@ -12,7 +12,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from pyrovae.inference import ImportanceSampling, PriorMonteCarlo, ProgramError, log_weights
 from pyrovae.inference.particles import plan_particles
@@ -151,11 +156,24 @@ def test_scores_on_a_gpu_agree_with_the_cpu():
     assert weights.log_weight.is_cuda
 
 
-def test_a_shuffled_loader_is_refused():
+@pytest.mark.parametrize(
+    "shuffling",
+    [
+        {"shuffle": True},
+        {"sampler": SubsetRandomSampler(range(4))},
+        {"sampler": WeightedRandomSampler([1.0] * 4, 4)},
+    ],
+)
+def test_a_shuffled_loader_is_refused(shuffling):
     linear = LinearGaussianVAE(data_dim=3, latent_dim=1)
-    loader = DataLoader(TensorDataset(torch.zeros(4, 3)), shuffle=True)
+    loader = DataLoader(TensorDataset(torch.zeros(4, 3)), **shuffling)
     with pytest.raises(ValueError, match="x must be a DataLoader with shuffle=False"):
         ImportanceSampling(num_samples=5)(linear.model, linear.guide, loader)
+
+
+def test_a_model_is_a_program():
+    with pytest.raises(TypeError, match="model must be a Pyro program, but is None"):
+        PriorMonteCarlo(num_samples=5)(None, None, torch.zeros(4, 3))
 
 
 @pytest.mark.parametrize("seed", [-1, 1.5, "a"])

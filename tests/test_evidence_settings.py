@@ -172,7 +172,9 @@ def test_settings_of_single_estimators_are_checked(make, error, message):
     [
         ({"checkpoint": 3}, TypeError, "checkpoint must be a path or None, but is 3"),
         ({"memory": 0}, ValueError, f"memory {COUNT} 0"),
-        ({"seed": -1}, ValueError, "seed must be a whole number of at least 0 or None, but is -1"),
+        ({"seed": -1}, ValueError, r"seed must be a whole number in \[0, 2\^64\) .* but is -1"),
+        ({"seed": 2**64}, ValueError, "seed must be a whole number .* but is 18446744073709551616"),
+        ({"progress": "x"}, TypeError, "progress must be True or False, but is 'x'"),
         ({"seed": True}, ValueError, "seed must be a whole number .* but is True"),
     ],
 )

@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyrovae.models.independent import BernoulliVector, NormalVector
+from pyrovae.models.distributions import BernoulliVector, NormalVector
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

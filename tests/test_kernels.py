@@ -10,7 +10,8 @@ import torch
 
 from pyrovae.inference import HMC, Langevin
 from pyrovae.inference.evidence.annealing.anneal import Chains
-from pyrovae.inference.kernels import Path, check_kernel, log_between
+from pyrovae.inference.kernels import check_kernel
+from pyrovae.inference.paths import Path, log_between
 from pyrovae.inference.target import gradient_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -178,9 +179,10 @@ def test_a_point_holds_the_densities_where_it_is():
 class Watched(Path):
     """Notes where gradients are asked for on the way."""
 
-    def slope(self, u, beta):
-        self.seen.append(u)
-        return super().slope(u, beta)
+    def leapfrog(self, *given):
+        made = super().leapfrog(*given)
+        self.seen.append(made[0])
+        return made
 
 
 def leap(monkeypatch, joint, u, momentum, step, count):
@@ -265,8 +267,8 @@ def test_gradients_are_as_many_as_the_settings_say(kernel):
     path = path_of(standard_normal)
     point = path.point(torch.zeros(1, 1, 1).double())
     asked = []
-    real_slope, real_point = path.slope, path.point
-    path.slope = lambda *args: (asked.append(1), real_slope(*args))[1]
+    real_step, real_point = path.leapfrog, path.point
+    path.leapfrog = lambda *args: (asked.append(1), real_step(*args))[1]
     path.point = lambda *args: (asked.append(1), real_point(*args))[1]
     for _ in range(600):
         point = kernel.move(path, point, ones(1), ones(1), ones(1, 1)).point

@@ -30,7 +30,7 @@ POSTERIORS = {
     "diagonal": lambda: DiagonalNormal(MLP(D, 2 * Z, hidden=(7,))),
     "gated": lambda: DiagonalNormal(GatedMLP(D, 2 * Z, hidden=(7, 7))),
     "full-rank": lambda: FullRankNormal(MLP(D, Z + 3, hidden=(7,))),
-    "per-datum": lambda: PerDatum(N, Z),
+    "per-datum": lambda: PerDatum(N, Z).eval(),
 }
 PRIORS = {
     "standard": lambda posterior: StandardNormal(Z),
@@ -163,8 +163,10 @@ def test_per_datum_posteriors_train_in_batches_with_an_index():
     rows = torch.tensor([4, 1])
     Trace_ELBO().differentiable_loss(vae.model, vae.guide, x[rows], index[rows]).backward()
     assert (q.loc.grad.abs().sum(1) > 0).tolist() == [False, True, False, False, True]
+    with pytest.raises(ValueError, match="in training the last context must be the index"):
+        q(x)  # which fit would have shuffled
     with pytest.raises(ValueError, match=r"x must hold all 5 data .* but holds 2"):
-        q(x[rows])
+        q.eval()(x[rows])
 
 
 def test_images_keep_their_shape():

@@ -282,7 +282,7 @@ class FixedNoise(nn.Module):
 
     def model(self, x):
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(1, dtype=x.dtype), 1.0).to_event(1))
+            z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
             mean = self.decoder(z.reshape(-1, 1, 1))[:, 0].reshape(*z.shape[:-1], 5)
             pyro.sample("x", dist.Normal(mean, 0.5).to_event(1), obs=x)
 

@@ -12,6 +12,10 @@ import torch
 
 from pyrovae.benchmarks import pictures
 from pyrovae.inference import History
+from pyrovae.models import VAE
+from pyrovae.models.likelihoods import Gaussian
+from pyrovae.models.posteriors import DiagonalNormal
+from pyrovae.models.priors import StandardNormal
 
 SHAPE = (1, 3, 2)
 
@@ -26,7 +30,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict:
         figures[Path(path).name] = figure
         save(figure, path)
 
-    monkeypatch.setattr(pictures, "save_figure", keep)
+    for module in (pictures.codes, pictures.curves, pictures.images):
+        monkeypatch.setattr(module, "save_figure", keep)
     return figures
 
 
@@ -130,6 +135,67 @@ def test_principal_axes_of_one_dimension_and_of_a_point() -> None:
     plane, share = pictures.principal_axes(torch.ones(3, 2))
     assert torch.equal(plane, torch.zeros(3, 2, dtype=torch.float64))
     assert share == [0.0, 0.0]
+
+
+def test_a_grid_has_names_on_both_sides(tmp_path: Path, drawn: dict) -> None:
+    rows = {"a": torch.rand(3, 6), "b": torch.rand(3, 6)}
+    pictures.image_grid(rows, SHAPE, tmp_path / "g.png", "title", ["1", "2", "3"])
+    read(tmp_path / "g.png")
+    axes = drawn["g.png"].axes
+    np.testing.assert_allclose(axes[4].images[0].get_array(), rows["b"][1].reshape(3, 2))
+    assert [one.get_title() for one in axes[:3]] == ["1", "2", "3"]
+    assert [axes[i].get_ylabel() for i in (0, 3)] == ["a", "b"]
+    for bad in ({}, {"a": torch.rand(3, 6), "b": torch.rand(2, 6)}):
+        with pytest.raises(ValueError, match="rows should be"):
+            pictures.image_grid(bad, SHAPE, tmp_path / "bad.png", "title")
+    with pytest.raises(ValueError, match="each of 2 columns"):
+        pictures.image_grid(rows, SHAPE, tmp_path / "bad.png", "title", ["1", "2"])
+
+
+def test_the_use_of_a_codebook_is_drawn_most_used_first(tmp_path: Path, drawn: dict) -> None:
+    numbers = torch.tensor([[3, 3], [3, 0]])
+    pictures.codebook_use({"a": numbers}, 4, tmp_path / "c.png")
+    read(tmp_path / "c.png")
+    line = drawn["c.png"].axes[0].lines[0]
+    assert line.get_ydata().tolist() == [0.75, 0.25, 0, 0]
+    perplexity = (0.75**0.75 * 0.25**0.25) ** -1
+    assert line.get_label() == f"a: perplexity {perplexity:.1f} of 4"
+
+
+@pytest.fixture
+def linear() -> VAE:
+    """A VAE whose posterior mean is 2 x and whose decoder's mean is z / 2."""
+    encoder, decoder = torch.nn.Linear(3, 6), torch.nn.Linear(3, 3)
+    with torch.no_grad():
+        for module, gain in ((encoder, 2.0), (decoder, 0.5)):
+            module.weight.zero_()
+            module.weight[:3] = gain * torch.eye(3)
+            module.bias.zero_()
+    return VAE(StandardNormal(3), DiagonalNormal(encoder), Gaussian(decoder, scale=1.0))
+
+
+def test_a_walk_between_two_data_is_straight(linear: VAE) -> None:
+    first, second = torch.rand(2, 3), torch.rand(2, 3)
+    walk = pictures.between(linear, first, second, num_steps=5)
+    assert walk.shape == (2, 5, 3)
+    for step, share in enumerate((0, 0.25, 0.5, 0.75, 1)):
+        torch.testing.assert_close(walk[:, step], (1 - share) * first + share * second)
+    with pytest.raises(ValueError, match=r"num_steps should be at least 2.*found 1"):
+        pictures.between(linear, first, second, num_steps=1)
+    with pytest.raises(ValueError, match="second should be of the shape"):
+        pictures.between(linear, first, second[:1])
+
+
+def test_a_walk_through_a_dimension_moves_no_other(linear: VAE) -> None:
+    x = torch.rand(3)
+    walk = pictures.through(linear, x, [2, 0], reach=1.0, num_steps=3)
+    assert walk.shape == (2, 3, 3)
+    for row, moved in enumerate((2, 0)):
+        expected = x.repeat(3, 1)
+        expected[:, moved] = torch.tensor([-0.5, 0, 0.5])
+        torch.testing.assert_close(walk[row], expected)
+    with pytest.raises(ValueError, match=r"dimensions should be between 0 and 2; found \[3\]"):
+        pictures.through(linear, x, [3])
 
 
 def test_drawing_leaves_matplotlib_as_it_was(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_context_reaches_the_encoder():
 
 
 def test_each_datum_has_its_own_parameters():
-    posterior = PerDatum(N, 2)
+    posterior = PerDatum(N, 2).eval()
     with torch.no_grad():
         posterior.loc.copy_(torch.randn(N, 2))
         posterior.log_scale.copy_(torch.randn(N, 2))
@@ -127,7 +127,7 @@ def test_each_datum_has_its_own_parameters():
 def test_a_fresh_per_datum_posterior_is_the_standard_normal():
     z = torch.randn(N, 2)
     exact = oracles.normal_logpdf(z.numpy()).sum(-1)
-    np.testing.assert_allclose(PerDatum(N, 2)(z).log_prob(z).detach(), exact, rtol=1e-6)
+    np.testing.assert_allclose(PerDatum(N, 2).eval()(z).log_prob(z).detach(), exact, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_a_fresh_per_datum_posterior_is_the_standard_normal():
         (lambda: PerDatum(0, 2), "num_data must be at least 1, but is 0"),
         (lambda: PerDatum(3, 0), "latent_dim must be at least 1, but is 0"),
         (
-            lambda: PerDatum(N, 2)(torch.zeros(4, D)),
+            lambda: PerDatum(N, 2).eval()(torch.zeros(4, D)),
             "x must hold all 5 data or come with their index as the last context, but holds 4",
         ),
     ],

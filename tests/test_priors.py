@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from pyrovae.models import VAE
+from pyrovae.models.distributions import DiagonalNormalMixture
 from pyrovae.models.likelihoods import Bernoulli
-from pyrovae.models.mixtures import DiagonalNormalMixture
 from pyrovae.models.nets import MLP, ConvDecoder, ConvEncoder
 from pyrovae.models.posteriors import DiagonalNormal, FullRankNormal
 from pyrovae.models.priors import GaussianMixture, StandardNormal, VampPrior

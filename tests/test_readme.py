@@ -34,7 +34,7 @@ def one_thread():
 
 
 def test_a_model_of_ones_own_takes_25_lines() -> None:
-    assert len(EXAMPLES) == 4
+    assert len(EXAMPLES) == 6
     assert len([line for line in EXAMPLES[0].splitlines() if line.strip()]) <= 25
 
 
@@ -57,9 +57,17 @@ def test_the_model_from_parts_draws_images_and_trains_under_each_objective() -> 
     assert not any(torch.equal(one, other) for one, other in moved)
 
 
+def test_a_model_of_codes_has_an_exact_evidence(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict = {}
+    for example in EXAMPLES[1:5]:
+        exec(compile(example, "README.md", "exec"), names)
+    assert -60 < float(re.search(r"tensor\((-[\d.]+)", capsys.readouterr().out)[1]) < -20
+    assert names["soft"].posterior.temperature == 4.0
+
+
 def test_estimates_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict = {}
-    for example in (EXAMPLES[1], EXAMPLES[3]):
+    for example in (EXAMPLES[1], EXAMPLES[5]):
         exec(compile(example, "README.md", "exec"), names)
     shown = capsys.readouterr().out
     assert "- believe " in shown

@@ -13,7 +13,13 @@ from pyrovae.benchmarks.zoo import MODELS, PIXEL_MARGIN
 from pyrovae.inference import log_weights
 from pyrovae.models import load, save
 from pyrovae.models.nets import GatedMLP
-from pyrovae.models.priors import GaussianMixture, StandardNormal, VampPrior
+from pyrovae.models.priors import (
+    FlowPrior,
+    GaussianMixture,
+    ResampledPrior,
+    StandardNormal,
+    VampPrior,
+)
 
 NAMES = sorted(MODELS)
 SMALL = {
@@ -22,6 +28,9 @@ SMALL = {
     "vamp-vae": {"hidden": [5], "num_pseudo_inputs": 4},
     "gated-vae": {"hidden": [5]},
     "gated-vamp-vae": {"hidden": [5], "num_pseudo_inputs": 4},
+    "gated-mixture-vae": {"hidden": [5], "num_components": 3},
+    "gated-flow-vae": {"hidden": [5], "num_layers": 2, "flow_hidden": [5]},
+    "gated-resampled-vae": {"hidden": [5], "acceptance_hidden": [5]},
     "conv-vae": {"channels": [2, 3]},
 }
 
@@ -91,7 +100,12 @@ def test_pseudo_inputs_are_different_training_data_chosen_by_the_seed(name: str)
 @pytest.mark.parametrize("name", NAMES)
 def test_parts_are_what_the_name_says(name: str) -> None:
     vae = small(name, images())
-    prior = {"vamp": VampPrior, "mixture": GaussianMixture}
+    prior = {
+        "vamp": VampPrior,
+        "mixture": GaussianMixture,
+        "flow": FlowPrior,
+        "resampled": ResampledPrior,
+    }
     expected = next((cls for key, cls in prior.items() if key in name), StandardNormal)
     assert type(vae.prior) is expected
     assert ("gated" in name) == isinstance(vae.likelihood.net, GatedMLP)
@@ -126,7 +140,7 @@ def test_every_option_has_a_default(name: str) -> None:
         ("conv-vae", {"channels": 3}, "channels should be a list"),
         ("conv-vae", {"shape": [1, 5, 5]}, r"shape should be .* = 16.*found \(1, 5, 5\)"),
         ("mixture-vae", {"num_components": 0}, "num_components should be"),
-        ("vamp-vae", {"num_pseudo_inputs": 31}, "num_pseudo_inputs should be at most 30"),
+        ("vamp-vae", {"num_pseudo_inputs": 31}, "num_pseudo_inputs must be between 1 and 30"),
     ],
 )
 def test_an_impossible_option_is_named(name: str, options: dict, message: str) -> None:

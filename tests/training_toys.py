@@ -226,3 +226,24 @@ TO_OPTIMUM: dict[str, Any] = {
 def assert_optimal(found: dict[str, float], x: Tensor) -> None:
     for name, value in best_parameters(x).items():
         assert found[name] == pytest.approx(value, abs=0.03), name
+
+
+class Noisy(nn.Module):
+    """Dropout and batch norm, whose buffers move with every step."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 4)
+        )
+        self.decoder = nn.Linear(2, 5)
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
+
+    def guide(self, x):
+        loc, log_scale = self.encoder(x).chunk(2, -1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
