@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyro
@@ -104,7 +104,8 @@ def contenders(device: str) -> dict[str, Contender]:
     with torch.no_grad():
         # weak nets make the prior nearly the posterior: estimates agree closely, at equal cost
         for net in nets(vae):
-            cast(nn.Linear, net.get_submodule("layers")[-1]).weight.mul_(0.05)
+            *_, last = (part for part in net.modules() if isinstance(part, nn.Linear))
+            last.weight.mul_(0.05)
     few, many = noise(FEW, device), noise(FEW, device).repeat(MANY // FEW, 1)
     found: dict[str, Contender] = {
         PYRO: _timed(_pyros(vae), few),

@@ -9,6 +9,7 @@ Grosse and Salakhutdinov, *Importance weighted autoencoders*, 2016).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -64,7 +65,7 @@ def measure(rounds: int, device: str) -> Part:
         x = noise(STEPS * batch, device)
         for _ in range(rounds):
             for name in times:
-                made = make().to(device)
+                made: Any = make().to(device)
                 history = fit(
                     made.model,
                     made.guide,

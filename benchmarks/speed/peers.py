@@ -20,7 +20,8 @@ def has_pythae() -> bool:
     """Whether there is a Pythae to compare with; it is slow to import, and talkative."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        import pythae.models  # noqa: F401
+        import pythae.models
+        import pythae.trainers  # noqa: F401
     except ImportError:
         return False
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("pythae")]:
@@ -35,7 +36,7 @@ def pythaes(vae: VAE, num_particles: int = 1) -> Any:
     from pythae.models.base.base_utils import ModelOutput
     from pythae.models.nn import BaseDecoder, BaseEncoder
 
-    class Encoder(BaseEncoder):  # type: ignore[misc]
+    class Encoder(BaseEncoder):
         def __init__(self, net: nn.Module) -> None:
             super().__init__()
             self.net = net
@@ -44,7 +45,7 @@ def pythaes(vae: VAE, num_particles: int = 1) -> Any:
             loc, log_scale = self.net(x).chunk(2, -1)
             return ModelOutput(embedding=loc, log_covariance=2 * log_scale)
 
-    class Decoder(BaseDecoder):  # type: ignore[misc]
+    class Decoder(BaseDecoder):
         def __init__(self, net: nn.Module) -> None:
             super().__init__()
             self.net = net

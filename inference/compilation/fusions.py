@@ -9,6 +9,9 @@ for each component, but a logarithm only for each block b. Rounding is no larger
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import fx
 
@@ -31,8 +34,9 @@ def fuse(module: fx.GraphModule) -> fx.GraphModule:
     copied = fx.Graph()
     for node in graph.nodes:
         if node in sums:
-            term = node.args[0]
-            known[node] = _in_blocks(copied, known[term.args[0]], term.meta["val"].shape[-1])
+            (term,) = node.all_input_nodes
+            (logits,) = term.all_input_nodes
+            known[node] = _in_blocks(copied, known[logits], term.meta["val"].shape[-1])
         elif node.op == "output":
             copied.node_copy(node, known.__getitem__)
         else:
@@ -43,11 +47,12 @@ def fuse(module: fx.GraphModule) -> fx.GraphModule:
 
 def _is_sum_of_softplus(node: fx.Node) -> bool:
     """Whether a node sums softplus, used nowhere else, over the last dimension."""
-    term, dims, *more = node.args
+    arguments: Any = node.args
+    term, dims, *more = arguments
     if node.kwargs or any(more) or not isinstance(term, fx.Node) or len(term.users) > 1:
         return False
     shape = term.meta["val"].shape
-    return (
+    return bool(
         term.target is aten.softplus.default
         and (len(term.args) < 2 or term.args[1] == 1)
         and list(dims) in ([-1], [len(shape) - 1])
@@ -61,7 +66,7 @@ def _block(size: int) -> int:
 
 
 def _in_blocks(graph: fx.Graph, logits: fx.Node, size: int) -> fx.Node:
-    def call(target: object, *args: object) -> fx.Node:
+    def call(target: Callable[..., Any], *args: Any) -> fx.Node:
         return graph.call_function(target, args)
 
     block = _block(size)

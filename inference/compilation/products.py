@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -55,7 +56,8 @@ def by_onednn(module: fx.GraphModule) -> fx.GraphModule:
         if node.op == "output":
             graph.node_copy(node, known.__getitem__)
         elif _is_large_product(node):
-            *bias, left, right = (known[factor] for factor in node.args)
+            factors: Any = node.args
+            *bias, left, right = (known[factor] for factor in factors)
             known[node] = graph.call_function(
                 torch.ops.pyrovae.linear.default,
                 (left, _transposed(graph, right), bias[0] if bias else None),
@@ -77,7 +79,8 @@ def _transposed(graph: fx.Graph, node: fx.Node) -> fx.Node:
 def _is_large_product(node: fx.Node) -> bool:
     if node.target not in (aten.mm.default, aten.addmm.default) or node.kwargs:
         return False
-    *bias, left, right = (factor.meta["val"] for factor in node.args)
+    factors: Any = node.args
+    *bias, left, right = (factor.meta["val"] for factor in factors)
     if any(not _fits(value) for value in (*bias, left, right)):
         return False
     if bias and bias[0].shape != right.shape[1:]:
@@ -85,7 +88,7 @@ def _is_large_product(node: fx.Node) -> bool:
     (rows, inner), columns = left.shape, right.shape[1]
     made = rows * columns
     over_rows = left.stride(0) == 1 and rows > 1
-    return made * inner >= _LEAST and (made >= _LEAST_MADE or not over_rows)
+    return bool(made * inner >= _LEAST and (made >= _LEAST_MADE or not over_rows))
 
 
 def _fits(value: Tensor) -> bool:
