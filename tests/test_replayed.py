@@ -7,6 +7,7 @@ import warnings
 import contract_members as members
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from pyrovae.inference import (
     HMC,
@@ -21,7 +22,7 @@ from pyrovae.inference import (
     SequentialMonteCarlo,
     ThermodynamicIntegration,
 )
-from pyrovae.inference.compilation import NotCompiled, Replays, backends
+from pyrovae.inference.compilation import NotCompiled, Replays, backends, replayed
 from pyrovae.inference.compilation.hoisting import hoisted
 from pyrovae.inference.compilation.tracing import trace
 
@@ -86,6 +87,16 @@ def test_of_every_family(family):
 
 def test_with_the_compiler():
     assert_same(ESTIMATORS["annealed"], pair("prior StandardNormal"))
+
+
+@pytest.mark.usefixtures("as_traced")
+def test_batches_of_a_loader_share_their_graphs(monkeypatch):
+    traced = []
+    monkeypatch.setattr(replayed, "trace", lambda *args: traced.append(1) or trace(*args))
+    model, guide, x = pair("prior StandardNormal")
+    batches = DataLoader(TensorDataset(x.repeat(4, 1)), batch_size=len(x))
+    assert_same(ESTIMATORS["importance"], (model, guide, batches))
+    assert len(traced) == 1
 
 
 # --- functions and their graphs ------------------------------------------------------------------
@@ -158,6 +169,16 @@ def test_what_no_input_shows_is_found_when_the_fixed_inputs_change():
     elsewhere.mul_(2)
     with pytest.warns(NotCompiled, match="differs from the program"):
         assert replays("f", function, (x,), second) is None
+
+
+@pytest.mark.usefixtures("as_traced")
+def test_data_that_were_written_to_are_looked_at_again():
+    x, y = torch.ones(3), torch.ones(3)
+    replays = Replays(torch.device("cpu"))
+    for number in range(8):
+        y.fill_(number)
+        found = replays("f", lambda moving, fixed: (moving[0] + fixed[0] * 2,), (x,), (y,))
+    assert found[0].tolist() == [15.0] * 3
 
 
 @pytest.mark.usefixtures("as_traced")

@@ -6,9 +6,9 @@ random numbers are those that an eager run would draw.
 """
 
 from .backends import CAPTURING
-from .gain import NoGain
+from .gain import Gain, NoGain
 from .gradients import CompiledGradients
 from .replayed import Replays
 from .told import NotCompiled, tell
 
-__all__ = ["CAPTURING", "CompiledGradients", "NoGain", "NotCompiled", "Replays", "tell"]
+__all__ = ["CAPTURING", "CompiledGradients", "Gain", "NoGain", "NotCompiled", "Replays", "tell"]

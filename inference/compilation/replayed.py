@@ -40,6 +40,7 @@ class _Graph:
         exact: whether all is in double precision.
         carried: what the first part made.
         fixed: of what.
+        versions: how often each of these had been written to.
         taken: how often that was another.
         calls: of the second part, since it was last compared with the function.
     """
@@ -49,14 +50,17 @@ class _Graph:
     exact: bool
     carried: list[Tensor] = field(default_factory=list)
     fixed: list[Tensor] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
     taken: int = 0
     calls: int = 0
 
     def take(self, fixed: list[Tensor]) -> bool:
         """Make of what is fixed what there is to make; whether it is another than before."""
-        if self.taken and all(map(operator.is_, self.fixed, fixed)):
+        versions = [0 if value.is_inference() else value._version for value in fixed]
+        known = all(map(operator.is_, self.fixed, fixed)) and versions == self.versions
+        if self.taken and known:
             return False
-        self.fixed, self.taken = fixed, self.taken + 1
+        self.fixed, self.versions, self.taken = fixed, versions, self.taken + 1
         self.carried = list(self.once([value.contiguous() for value in fixed]))
         return True
 
@@ -72,15 +76,16 @@ class Replays:
 
     Args:
         device: where.
+        gain: to add to what graphs take to make, and save.
 
     Attributes:
         gain: what they took to make, and what they save.
         costs: what callers note of a function, by name.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, gain: Gain | None = None) -> None:
         self.device = device
-        self.gain = Gain()
+        self.gain = Gain() if gain is None else gain
         self.costs: dict[str, list[int]] = {}
         self._others: dict[str, Replays] = {}
         self._graphs: dict[Hashable, _Graph] = {}
@@ -89,9 +94,7 @@ class Replays:
 
     def of(self, variant: str) -> Replays:
         """Graphs of the same functions in a program's variant."""
-        others = self._others.setdefault(variant, Replays(self.device))
-        others.gain = self.gain
-        return others
+        return self._others.setdefault(variant, Replays(self.device, self.gain))
 
     def __call__(
         self, name: str, function: Function, moving: tuple[Tensor, ...], fixed: tuple

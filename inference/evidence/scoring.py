@@ -24,13 +24,14 @@ from torch.utils.data import (
 )
 from tqdm.auto import tqdm
 
-from ..compilation import Replays, tell
+from ..compilation import Replays
 from ..frozen import freeze_guide
 from ..particles import ParticlePlan, with_plan
 from ..programs import Data, Program, check_count, num_data
 from ..slicing import take
 from .estimate import Estimate, concatenate, versions
 from .fingerprint import digest_of, fingerprint
+from .graphs import Graphs
 from .journal import Journal, Keeper
 from .pareto import pareto_shape
 from .scope import check_finite, check_plan, check_support, device_of, move, scoring_scope
@@ -229,14 +230,18 @@ def score(
         batches = [(x, *context)]
     seeds = torch.Generator().manual_seed(seed)
     scored: list[Scored] = []
+    graphs = Graphs() if estimator.compile else None
     first = 0
     with journal:
         for number, args in enumerate(batches):
+            draws = _Draws(seed, seeds)
             scored.append(
-                _score_batch(estimator, model, guide, args, _Draws(seed, seeds), journal, number)
+                _score_batch(estimator, model, guide, args, draws, journal, number, graphs)
             )
             scored[-1].provenance["data"] = digest_of(args, first)
             first += num_data(args[0])
+    if graphs is not None:
+        graphs.gain.tell()
     if not scored:
         raise ValueError("x must hold at least one datum, but the DataLoader is empty")
     return scored
@@ -261,6 +266,7 @@ def _score_batch(
     draws: _Draws,
     journal: Journal,
     number: int,
+    graphs: Graphs | None,
 ) -> Scored:
     num_data(args[0])
     check_finite(args)
@@ -272,7 +278,7 @@ def _score_batch(
         def use(plan: ParticlePlan) -> Scored:
             draws.seeds.set_state(before)
             return _score_as_planned(
-                estimator, model, guide, args, draws, plan, journal, number, manual_seed
+                estimator, model, guide, args, draws, plan, journal, number, manual_seed, graphs
             )
 
         return with_plan(model, guide, args, estimator.particles, use)
@@ -288,6 +294,7 @@ def _score_as_planned(
     journal: Journal,
     number: int,
     manual_seed: Callable[[int], None],
+    graphs: Graphs | None,
 ) -> Scored:
     began = time.perf_counter()
     check_plan(plan)
@@ -299,11 +306,8 @@ def _score_as_planned(
         return Tile(model, frozen, part, plan, sizes, rows, **more)
 
     few = tile(slice(0, 1), Tiles(1, 1))
-    replays = None
-    if estimator.compile and plan.reproducible:
-        replays = Replays(plan.layout.device or torch.device("cpu"))
-    elif estimator.compile:
-        tell("model or guide draw random numbers of their own (dropout?)")
+    replays = graphs and graphs.of(plan)
+    spent = graphs.gain.cost if graphs else 0.0
     sizes = estimator._sizes(few, size)
     settings = {one.name: getattr(estimator, one.name) for one in fields(estimator)}
     asked = {name: value for name, value in settings.items() if name not in _HOW}
@@ -341,8 +345,6 @@ def _score_as_planned(
                     scores.append(made)
                 bar.update(rows.stop - bar.n)
             khat += _fit_tails(scores[len(khat) :])
-    if replays is not None:
-        replays.gain.tell()
     return Scored(
         scores,
         khat,
@@ -359,7 +361,7 @@ def _score_as_planned(
             "evaluations": max(one.num_evaluations for one in scores),
             "gradients": max(one.num_gradients for one in scores),
             # what an interrupted call had spent on its tiles counts too
-            "compile_seconds": 0.0 if replays is None else replays.gain.cost,
+            "compile_seconds": graphs.gain.cost - spent if graphs else 0.0,
             "seconds": time.perf_counter() - began - fresh + sum(one.seconds for one in scores),
         },
     )
