@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import signal
@@ -71,6 +72,22 @@ def test_evidence_of_a_subset_of_another_split(no_pictures: None) -> None:
     prior = ("--estimator", "prior-monte-carlo", "--option", "particles=loop")
     out = invoke("evidence", "run", *words, *prior).stdout
     assert "prior-monte-carlo" in out
+
+
+def test_compiled(no_pictures: None) -> None:
+    options = ("--epochs", "2", "--option", "latent_dim=3", "--option", "hidden=[20]")
+    found = {}
+    for name in ("--no-compile", "--compile"):
+        invoke("train", *options, name, "--output", f"run{name}")
+        assert open_run(Path(f"run{name}")).settings.compile == (name == "--compile")
+        scored = f"{name}.nc"
+        words = ("--num-samples", "50", "--option", "memory=20000")  # many small tiles
+        invoke("evidence", f"run{name}", *words, name, "--output", scored)
+        found[name] = xr.load_dataset(scored)
+    plain, compiled = found["--no-compile"], found["--compile"]
+    took = [json.loads(one.attrs["provenance"])["compile_seconds"] for one in (compiled, plain)]
+    assert took[0] > 0 == took[1]
+    assert abs(compiled.log_evidence - plain.log_evidence).max() < 1e-2
 
 
 def test_a_model_in_the_working_directory(tmp_path: Path, no_pictures: None) -> None:

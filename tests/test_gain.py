@@ -8,7 +8,7 @@ import pytest
 import torch
 from training_toys import Toy, toy_data
 
-from pyrovae.inference import NoGain, fit
+from pyrovae.inference import ImportanceSampling, NoGain, fit
 from pyrovae.inference.compilation import gradients
 from pyrovae.inference.compilation.gain import Gain
 
@@ -30,6 +30,15 @@ def test_a_run_that_was_too_short_is_told_how_long_it_should_be():
 def test_what_does_not_gain_at_all_is_told_so():
     (message,) = told(Gain(cost=8.0, runs=100, before=[0.01], after=[0.02]))
     assert message.endswith("it never pays")
+
+
+def test_a_run_in_which_nothing_was_compiled_is_told_so():
+    toy = Toy()
+    with pytest.warns(NoGain, match=r"compile: nothing was: in 4 steps"):
+        fit(toy.model, toy.guide, toy_data(), epochs=2, progress=False, compile=True)
+    model, x = Toy(), toy_data()
+    with pytest.warns(NoGain, match=r"compile: nothing was: in 1 step nothing"):
+        ImportanceSampling(5, compile=True)(model.model, model.guide, x)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...inference import HMC, AnnealedImportanceSampling
+from ...inference import HMC, AnnealedImportanceSampling, NoGain
 from ...models import VAE
 from ..machine import clock
 from .part import Part, Times, compared
@@ -126,7 +126,7 @@ def cost_of(chains: int, temperatures: int, size: int) -> tuple[float, int, int]
 def measure(rounds: int, device: str) -> Part:
     """Time gradients, and on a CPU what a call's cost grows with."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "compile: took")
+        warnings.simplefilter("ignore", NoGain)
         found = rates(rounds, device)
     costs = [cost(*size) for size in SCALING] if device == "cpu" else []
     lines = [

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...inference import NoGain
 from ..machine import describe_machine, keep, suffix
 from . import annealing, compiling, importance_weights, own_models, training_steps
 from .part import Part
@@ -49,7 +50,7 @@ def bench(
     command = f"pyrovae bench speed{chosen} --rounds {rounds} --device {device}"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "posterior collapse")  # noise has nothing to tell
-        warnings.filterwarnings("ignore", "compile: took")  # short runs do not gain
+        warnings.simplefilter("ignore", NoGain)  # short runs do not
         for name in names:
             parts.append(PARTS[name](rounds, device))
             show(parts[-1].text())

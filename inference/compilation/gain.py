@@ -26,12 +26,14 @@ class Gain:
     Attributes:
         cost: seconds that it took to make them.
         runs: how often one was run.
+        waited: runs without, before there was one.
         before: seconds of runs without.
         after: and of runs by graphs.
     """
 
     cost: float = 0.0
     runs: int = 0
+    waited: int = 0
     before: list[float] = field(default_factory=list)
     after: list[float] = field(default_factory=list)
 
@@ -60,6 +62,13 @@ class Gain:
 
     def tell(self) -> None:
         """Warn where it was not worth it."""
+        if self.waited and not self.cost:
+            warnings.warn(
+                f"compile: nothing was: in {self.waited:,} step{'s' * (self.waited > 1)} nothing "
+                "came often enough to be worth it",
+                NoGain,
+                stacklevel=outside(),
+            )
         saved = self.each * self.runs
         if not self.cost or self.cost - saved < _LOSS:
             return

@@ -102,6 +102,7 @@ class CompiledGradients:
             name = repr(key[:-1])
             self.seen[name] = self.seen.get(name, 0) + 1
             if self.seen[name] <= _OFTEN or self._has_enough():
+                self.gain.waited += 1
                 return None
 
             def run(*given: Tensor) -> Tensor:
@@ -150,7 +151,7 @@ class CompiledGradients:
         return True
 
     def _give_up(self, reason: str) -> None:
-        self.reason = reason
+        self.reason, self.gain.waited = reason, 0
         tell(reason)
 
     def _make(

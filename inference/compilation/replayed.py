@@ -124,9 +124,11 @@ class Replays:
             graph = self._find(key, whole, moving, tensors)
         except Exception as error:  # a tracer, a compiler or a key may raise anything
             self._given_up.add(name)
+            self.gain.waited = 0
             tell(explained(error))
             return None
         if graph is None:
+            self.gain.waited += 1
             return None
         found = graph(moving)
         graph.calls += 1
