@@ -105,6 +105,15 @@ class Modules:
                         places[f"{path}.{name}"] = (module, name)
         return places
 
+    def attributes(self) -> dict[str, tuple[nn.Module, str]]:
+        """Where tensors stand that are neither parameters nor buffers, by name."""
+        return {
+            f"{number}.{name}": (module, name)
+            for number, module in enumerate(m for root in self.roots() for m in root.modules())
+            for name, value in vars(module).items()
+            if isinstance(value, Tensor)
+        }
+
 
 def unused(name: str, names: Mapping[str, object]) -> str:
     """``name``, or where that is taken ``name#2``, ``name#3``, ..."""
@@ -150,8 +159,8 @@ def unnoticed(
     seed: int | None = None,
     training: bool | None = None,
 ) -> Iterator[None]:
-    """Run programs without moving generators or buffers; by choice from a seed, in another mode."""
-    buffers, roots = Buffers(modules.buffers()), modules.roots()
+    """Run programs without moving generators or tensors; by choice from a seed, in another mode."""
+    buffers, roots = Buffers(modules.buffers() | modules.attributes()), modules.roots()
     buffers.keep()
     with ExitStack() as stack:
         stack.enter_context(forked(device, seed))
@@ -197,11 +206,16 @@ class Buffers:
                 self._kept[name] = (value, value._version, value.detach().clone())
 
     def put_back(self) -> None:
-        """Return to the values of the last :meth:`keep`."""
+        """Return to the tensors, and their values, of the last :meth:`keep`."""
         current = self.current()
-        for name, (_, _, copy) in self._kept.items():
-            if name not in current or not self._unchanged(name, current[name]):
-                self.assign(name, copy)
+        for name, (value, _, copy) in self._kept.items():
+            if name in current and self._unchanged(name, current[name]):
+                continue
+            with torch.no_grad():
+                value.copy_(copy)
+            if current.get(name) is not value:  # another was put in its place, perhaps the data
+                module, key = self.places[name]
+                setattr(module, key, value)
 
     def assign(self, name: str, value: Tensor) -> None:
         """Give a buffer a value, in place where its shape allows."""

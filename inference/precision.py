@@ -26,12 +26,17 @@ _LAYERS = {
 
 
 class _Layers(TorchFunctionMode):
+    def __init__(self, handler: InBfloat16) -> None:
+        super().__init__()
+        self.handler = handler
+
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if func not in _LAYERS:
             return func(*args, **kwargs)
+        self.handler.num_layers += 1
         named = {name: _rounded(value) for name, value in kwargs.items()}
         return func(*map(_rounded, args), **named).float()
 
@@ -49,6 +54,9 @@ def _rounded(value: Any) -> Any:
 class InBfloat16(Messenger):
     """A handler: the linear and convolutional layers of a program run in bfloat16.
 
+    Attributes:
+        num_layers: how often a layer was run.
+
     Raises:
         TypeError: a layer is not in single precision.
 
@@ -59,8 +67,12 @@ class InBfloat16(Messenger):
         (torch.float32, False, True)
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_layers = 0
+
     def __enter__(self) -> InBfloat16:
-        self._mode = _Layers()
+        self._mode = _Layers(self)
         self._mode.__enter__()
         super().__enter__()
         return self

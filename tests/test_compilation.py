@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import random
 import warnings
 
 import contract_members as members
@@ -12,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import torch._inductor as inductor
 from pyro.infer import (
     Trace_ELBO,
     TraceEnum_ELBO,
@@ -19,7 +19,6 @@ from pyro.infer import (
     TraceMeanField_ELBO,
     trace_elbo,
 )
-from torch._inductor import config as inductor
 from training_toys import Noisy, Toy, toy_data
 
 from pyrovae.inference import CIWAE, ELBO, IWAE, REINFORCE, RWS, STL, DReG, Penalised, fit
@@ -149,94 +148,7 @@ def test_parameters_of_the_store():
     np.testing.assert_allclose(*losses, rtol=1e-6)
 
 
-# --- what cannot be compiled ---------------------------------------------------------------------
-
-
-class Branching(Toy):
-    """Looks at its data."""
-
-    def model(self, x):
-        if float(x.sum()) > 0:
-            pyro.factor("nothing", torch.tensor(0.0))
-        return super().model(x)
-
-
-class Outside(Toy):
-    """Random numbers that are not torch's."""
-
-    def guide(self, x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(self.slope * x + random.random(), self.log_scale.exp()))
-
-
-@pytest.mark.usefixtures("replayed")
-@pytest.mark.parametrize(
-    ("program", "reason"),
-    [
-        (Branching, r"looks at a value .* of test_compilation.py: if float\(x.sum"),
-        (Outside, "it depends on more than"),
-    ],
-)
-def test_what_a_graph_cannot_repeat_is_run_as_it_is(program, reason):
-    toy = program()
-    random.seed(0)
-    with pytest.warns(NotCompiled, match=reason) as told:
-        history = fit(toy.model, toy.guide, toy_data(), compile=True, **DATA)
-    assert len([one for one in told if one.category is NotCompiled]) == 1
-    assert len(history) == 3
-    assert np.isfinite(history.loss).all()
-
-
-class Annealed(Toy):
-    """A number that its user changes from epoch to epoch."""
-
-    temperature = 1.0
-
-    def model(self, x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(self.mu, self.temperature))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-
-class Measured(Toy):
-    """The spread of a batch, by NumPy: the same whatever the order of its rows."""
-
-    def model(self, x):
-        spread = float(np.std(x.detach().numpy()))
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(self.mu, spread))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-
-@pytest.mark.usefixtures("replayed")
-@pytest.mark.parametrize("program", [Annealed, Measured])
-def test_what_changes_between_steps_is_found_out_in_time(program):
-    found = []
-    for compiled in (False, True):
-        toy = program()
-
-        def next_epoch(x, generator, toy=toy):
-            toy.temperature = toy.__dict__.get("temperature", 1.0) + 0.5
-            return x
-
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            history = fit(
-                toy.model, toy.guide, toy_data(), transform=next_epoch, compile=compiled, **DATA
-            )
-        assert any(one.category is NotCompiled for one in told) == compiled
-        found.append(history.loss)
-    np.testing.assert_allclose(found[1], found[0], rtol=1e-6)
-
-
-@pytest.mark.usefixtures("replayed")
-def test_too_many_forms_are_left_alone():
-    toy, x = Toy(), toy_data(78)
-    batches = [x[i * (i + 1) // 2 : (i + 1) * (i + 2) // 2] for i in range(12)]
-    loader = torch.utils.data.DataLoader(batches, batch_size=None)
-    with pytest.warns(NotCompiled, match="more than 4 forms") as told:
-        fit(toy.model, toy.guide, loader, compile=True, epochs=4, seed=3, progress=False)
-    assert len([one for one in told if one.category is NotCompiled]) == 1
+# --- more than a step ----------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("replayed")
@@ -250,10 +162,14 @@ def test_data_outside_the_support_are_still_found():
 
 
 def test_no_switch_is_left_changed(replayed):
-    before = trace_elbo.torch_item, trace_elbo.warn_if_nan, inductor.fallback_random
+    before = trace_elbo.torch_item, trace_elbo.warn_if_nan, inductor.config.fallback_random
     toy = Toy()
     fit(toy.model, toy.guide, toy_data(), compile=True, **DATA)
-    assert before == (trace_elbo.torch_item, trace_elbo.warn_if_nan, inductor.fallback_random)
+    assert before == (
+        trace_elbo.torch_item,
+        trace_elbo.warn_if_nan,
+        inductor.config.fallback_random,
+    )
     assert torch.distributions.Distribution._validate_args
     assert pyro.poutine.util.is_validation_enabled()
 
@@ -292,16 +208,17 @@ def test_compiled_code_takes_the_same_steps(dtype, tolerance, monkeypatch):
     assert_same(found, rtol=tolerance, atol=tolerance)
 
 
-def test_a_machine_without_a_compiler_replays_the_graph(monkeypatch):
-    monkeypatch.setattr(gradients, "_OFTEN", 1)
-
-    def fail(*_, **__):
-        raise RuntimeError("no compiler here")
-
-    monkeypatch.setattr(backends.torch._inductor, "compile", fail)
-    toy, other = Toy(), Toy()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", NotCompiled)  # the graph is replayed all the same
-        fit(toy.model, toy.guide, toy_data(), compile=True, **DATA)
-    fit(other.model, other.guide, toy_data(), **DATA)
-    assert toy.values() == pytest.approx(other.values(), rel=1e-5)
+@pytest.mark.usefixtures("replayed")
+@pytest.mark.parametrize("first", [True, False])
+def test_a_run_may_go_on_with_or_without_it(first, tmp_path):
+    model = members.FAMILIES["prior StandardNormal"][0]().double()
+    x, path = repeated(members.data().double()), tmp_path / "run.safetensors"
+    whole, parts = copy.deepcopy(model), copy.deepcopy(model)
+    objective = ELBO()
+    fit(whole.model, whole.guide, x, objective=copy.deepcopy(objective), **DATA | {"epochs": 4})
+    for epochs, compiled in ((2, first), (4, not first)):
+        given = {"epochs": epochs, "checkpoint": path, "resume": True, "compile": compiled}
+        objective = copy.deepcopy(objective)
+        fit(parts.model, parts.guide, x, objective=objective, **DATA | given)
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-9)

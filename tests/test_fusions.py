@@ -47,11 +47,21 @@ def test_it_rounds_no_worse_than_the_sum():
     assert (fused(logits)[0].double() - exact).abs().max() <= 1.5 * plain
 
 
+@pytest.mark.parametrize("logit", [-8.0, -12.0, -16.0, -18.0, -40.0])
+def test_small_terms_are_off_by_as_little_as_promised(logit):
+    logits = torch.full((1, 784), logit) + 1e-3 * torch.arange(784)
+    exact = softplus(logits.double()).sum(-1)
+    fused = fuse(traced(lambda t: softplus(t).sum(-1), logits).graph)
+    assert float((fused(logits)[0].double() - exact).abs()) < 784 / 2**24
+
+
 @pytest.mark.parametrize(
     "function",
     [
         lambda t: softplus(t).sum(0),  # over another dimension
         lambda t: softplus(t, beta=2).sum(-1),
+        lambda t: softplus(t, threshold=0.5).sum(-1),
+        lambda t: softplus(t.bfloat16()).sum(-1).double(),
         lambda t: softplus(t).sum(-1) + softplus(t)[..., 0],
         lambda t: (lambda s: s.sum(-1) * s[..., 0])(softplus(t)),  # used again
         lambda t: softplus(t[..., :7]).sum(-1),  # seven components have no blocks

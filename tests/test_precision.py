@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from pyrovae.inference import ImportanceSampling, Scaled
 from pyrovae.inference.precision import InBfloat16
@@ -79,6 +82,28 @@ def test_its_shift_is_measured_with_the_same_draws(how):
     assert f"{float(shift.mean()):+.4f} ± " in told
     assert "first 32 data" in told
     assert "bfloat16 shifts it by" in repr(found)
+
+
+def test_the_first_data_of_a_call_are_compared_and_not_of_each_batch():
+    model, x = vae(), images(80)
+    loader = DataLoader(TensorDataset(x), batch_size=16)
+    found = ImportanceSampling(20, memory=1, bfloat16=True)(model.model, model.guide, loader)
+    known = found.diagnostics["log_evidence_float32"].isfinite()
+    assert known.tolist() == [True] * 32 + [False] * 48
+
+
+def test_a_model_without_layers_is_refused():
+    model = vae()
+    with pytest.raises(ValueError, match="bfloat16 must be False for this model: it runs no"):
+        ImportanceSampling(10, bfloat16=True)(product, model.guide, images())
+
+
+def product(x):
+    """A decoder that is no layer."""
+    weight = torch.ones(3, 12)
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("latent", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        pyro.sample("x", dist.Bernoulli(logits=z @ weight).to_event(1), obs=x)
 
 
 def test_a_network_of_another_precision_is_refused():

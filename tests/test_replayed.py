@@ -5,9 +5,12 @@ from __future__ import annotations
 import warnings
 
 import contract_members as members
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
+from training_toys import Toy, toy_data
 
 from pyrovae.inference import (
     HMC,
@@ -153,22 +156,78 @@ def test_a_function_that_changes_is_run_as_it_is():
     assert found == [None] * 6
 
 
+class Drifting(Toy):
+    """Its noise stands on a number that its user changes while it is scored."""
+
+    scale = 1.0
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(self.mu, self.scale))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def drifting(x):
+    """A toy, and a loader of batches from which on its noise is another from the eleventh on."""
+    toy = Drifting()
+
+    class Batches(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(x) // 5
+
+        def __getitem__(self, i):
+            if i == len(self):
+                raise IndexError
+            toy.scale = 1.0 if i < 10 else 2.0
+            return (x[5 * i : 5 * i + 5],)
+
+    return toy, DataLoader(Batches(), batch_size=None)
+
+
 @pytest.mark.usefixtures("as_traced")
-def test_what_no_input_shows_is_found_when_the_fixed_inputs_change():
-    """A graph holds what the function had found elsewhere: right for the first data alone."""
-    elsewhere = torch.ones(3)
+def test_what_was_found_out_late_is_done_again():
+    x, found = toy_data(200), []
+    for compiled in (False, True):
+        toy, loader = drifting(x)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", NotCompiled)
+            estimator = ImportanceSampling(50, compile=compiled)
+            found.append(estimator(toy.model, toy.guide, loader).log_evidence)
+        assert [w for w in told if "all is done again: the compiled" in str(w.message)] or (
+            not compiled
+        )
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
 
-    def function(moving, fixed):
-        return (moving[0] * torch.tensor(elsewhere.tolist()) + fixed[0],)
 
-    replays = Replays(torch.device("cpu"))
-    x, first, second = torch.ones(3), (torch.zeros(3),), (torch.ones(3),)
-    for _ in range(5):
-        found = replays("f", function, (x,), first)
-    assert found[0].tolist() == [1.0] * 3
-    elsewhere.mul_(2)
-    with pytest.warns(NotCompiled, match="differs from the program"):
-        assert replays("f", function, (x,), second) is None
+@pytest.mark.usefixtures("as_traced")
+def test_what_is_kept_and_in_doubt_is_an_error(tmp_path):
+    toy, loader = drifting(toy_data(200))
+    estimator = ImportanceSampling(50, compile=True, checkpoint=tmp_path / "kept")
+    with pytest.raises(RuntimeError, match=r"What stands in .*kept may be wrong: delete it"):
+        estimator(toy.model, toy.guide, loader)
+
+
+class Refused(Toy):
+    def model(self, x):
+        return super().model(x if self.mu.item() < 9 else 2 * x)
+
+
+@pytest.mark.usefixtures("as_traced")
+def test_a_reason_is_told_once():
+    toy = Refused()
+    estimator = AnnealedImportanceSampling(**WALK, memory=1, compile=True)
+    with pytest.warns(NotCompiled, match="looks at a value") as told:
+        estimator(toy.model, toy.guide, toy_data(20))
+    assert len([w for w in told if w.category is NotCompiled]) == 1
+
+
+@pytest.mark.usefixtures("as_traced")
+def test_too_many_forms_are_told():
+    toy, x = Toy(), toy_data(20)
+    loader = DataLoader([(x[:n],) for n in range(3, 14) for _ in range(5)], batch_size=None)
+    with pytest.warns(NotCompiled, match="data of more than 8 forms") as told:
+        ImportanceSampling(20, compile=True)(toy.model, toy.guide, loader)
+    assert len([w for w in told if w.category is NotCompiled]) == 1
 
 
 @pytest.mark.usefixtures("as_traced")

@@ -1,9 +1,8 @@
 """What each step of compiling wins, one after another, and where the time goes before and after.
 
-Each row keeps what the rows above it have. Contenders run in turn; in the second table a run of each
-is profiled, and the profiler's own cost, which falls on every operation, makes its shares rough.
-
-    python -m pyrovae.benchmarks.speed.ablation --output benchmarks/results
+Each row keeps what the rows above it have. Contenders run in turn; in the second table a run of
+each is profiled, and the profiler's own cost, which falls on every operation, makes its shares
+rough.
 """
 
 from __future__ import annotations

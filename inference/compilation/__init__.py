@@ -8,7 +8,16 @@ random numbers are those that an eager run would draw.
 from .backends import CAPTURING
 from .gain import Gain, NoGain
 from .gradients import CompiledGradients
-from .replayed import Replays
+from .replayed import Doubtful, Replays
 from .told import NotCompiled, tell
 
-__all__ = ["CAPTURING", "CompiledGradients", "Gain", "NoGain", "NotCompiled", "Replays", "tell"]
+__all__ = [
+    "CAPTURING",
+    "CompiledGradients",
+    "Doubtful",
+    "Gain",
+    "NoGain",
+    "NotCompiled",
+    "Replays",
+    "tell",
+]

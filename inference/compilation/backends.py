@@ -6,12 +6,10 @@ each operation, which is most of what a small step takes on a GPU.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch._inductor.config as inductor
 from torch import Tensor
 from torch._guards import TracingContext, tracing
 from torch._subclasses import FakeTensorMode
@@ -19,10 +17,9 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from .fusions import fuse
 from .products import by_onednn, has_faster_products
-from .told import explained
+from .told import explained, tell
 from .tracing import Traced
 
-_log = logging.getLogger(__name__)
 CAPTURING = {"cuda"}  # devices that launch a captured graph as one
 
 Replay = Callable[[Sequence[Tensor]], Sequence[Tensor]]  # from the function's inputs
@@ -45,6 +42,8 @@ def compiled(traced: Traced, inputs: Sequence[Tensor]) -> Replay:
     Raises:
         Exception: the compiler's own; there may be none on this machine.
     """
+    import torch._inductor.config as inductor  # takes most of a second, which others need not wait
+
     everything: list[Any] = [*inputs, *traced.held]
     held = traced.held
     # its own generator would draw other numbers; inputs of another form have a graph of their own
@@ -78,16 +77,19 @@ def lower(traced: Traced, inputs: Sequence[Tensor], check: Callable[[Replay], No
         Exception: what the last one fails with, or what ``check`` raises of it.
     """
     *others, last = BACKENDS
+    failures = []
     for backend in others:
         try:
             replay = backend(traced, inputs)
             check(replay)
         except Exception as error:  # a compiler may raise anything, or there is none
-            _log.info("%s: %s", backend.__name__, explained(error))
+            failures.append(explained(error))
         else:
             return replay
     replay = last(traced, inputs)
     check(replay)
+    for failure in failures:
+        tell(failure, "operations are replayed one by one, for there is no code that does the same")
     return replay
 
 

@@ -4,7 +4,9 @@ r"""Sums that take fewer operations than their terms: softplus over many compone
           + \sum_b \log \prod_{d \in b} \bigl(1 + e^{-|l_d|}\bigr).
 
 Each factor lies in (1, 2], so that a product of many is far from overflow; and it is an exponential
-for each component, but a logarithm only for each block b. Rounding is no larger than in a sum.
+for each component, but a logarithm only for each block b. A factor is rounded by half a unit in its
+last place at most, so that in single precision the sum of D terms is off by less than D / 2^24 nats
+on top of a sum's own rounding: by less than 5e-5 for 784 components.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import torch
 from torch import fx
 
 _LONGEST = 32  # factors of a product
+_STRAIGHT = 15  # torch takes softplus for the identity from some logit on; here it is from none
 
 aten = torch.ops.aten
 
@@ -51,10 +54,13 @@ def _is_sum_of_softplus(node: fx.Node) -> bool:
     term, dims, *more = arguments
     if node.kwargs or any(more) or not isinstance(term, fx.Node) or len(term.users) > 1:
         return False
-    shape = term.meta["val"].shape
+    value = term.meta["val"]
+    shape = value.shape
     return bool(
         term.target is aten.softplus.default
+        and value.dtype in (torch.float32, torch.float64)
         and (len(term.args) < 2 or term.args[1] == 1)
+        and (len(term.args) < 3 or term.args[2] >= _STRAIGHT)
         and list(dims) in ([-1], [len(shape) - 1])
         and _block(shape[-1]) > 1
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .told import outside
+from .told import outside, tell
 
 _LOSS = 1.0  # seconds; a smaller one is not worth a word
 
@@ -29,6 +29,7 @@ class Gain:
         waited: runs without, before there was one.
         before: seconds of runs without.
         after: and of runs by graphs.
+        reasons: why something is not compiled, each told once.
     """
 
     cost: float = 0.0
@@ -36,6 +37,14 @@ class Gain:
     waited: int = 0
     before: list[float] = field(default_factory=list)
     after: list[float] = field(default_factory=list)
+    reasons: set[str] = field(default_factory=set)
+
+    def give_up(self, reason: str) -> None:
+        """Say why something is not compiled."""
+        self.waited = 0
+        if reason not in self.reasons:
+            self.reasons.add(reason)
+            tell(reason)
 
     @contextmanager
     def making(self) -> Iterator[None]:

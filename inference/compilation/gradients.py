@@ -19,10 +19,11 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from ..modules import Modules, unnoticed
 from .backends import CAPTURING, Captured, Replay, lower
-from .comparison import check_equal, is_exact
+from .comparison import check_equal, is_exact, other_rows
 from .gain import Gain
-from .told import explained, tell
-from .tracing import form_of, trace
+from .rebinding import tensors_stay
+from .told import Unrepeatable, explained, tell
+from .tracing import form_of, known_values, trace
 
 _MOST = 4  # graphs, each of which takes its time to make
 _OFTEN = 5  # a form that comes no more often, as that of an epoch's last batch, is not worth it
@@ -42,6 +43,7 @@ class _Graph:
         whole: the function.
         reached: which parameters have a gradient.
         calls: how often it was run.
+        agreed: how often it had been when the two last agreed.
         epoch: in which the two were compared.
     """
 
@@ -51,6 +53,7 @@ class _Graph:
     reached: list[bool]
     epoch: int
     calls: int = 0
+    agreed: int = 0
 
 
 class CompiledGradients:
@@ -89,15 +92,15 @@ class CompiledGradients:
         """Loss and gradients, in the order of ``tensors``; None where there is no graph."""
         if self.reason is not None:
             return None
-        leaves, form, inputs, others = _parted(args)
+        leaves, form, inputs = _parted(args)
         if weight != 1:
             inputs.append(torch.tensor(weight, dtype=torch.float64))
         try:
-            key = (form_of(inputs), form and repr(form), others, tuple(map(id, tensors)))
-            hash(key)
-        except TypeError:
-            self._give_up("a context is neither a tensor nor a value that can be told from others")
+            others = () if form is None else known_values(leaves)
+        except Unrepeatable as error:
+            self._give_up(str(error))
             return None
+        key = (form_of(inputs), form and repr(form), others, tuple(map(id, tensors)))
         if key not in self.graphs:
             name = repr(key[:-1])
             self.seen[name] = self.seen.get(name, 0) + 1
@@ -122,12 +125,12 @@ class CompiledGradients:
         graph = self.graphs[key]
         try:
             self._look_again(graph, inputs)
-        except ArithmeticError as error:
-            self._give_up(explained(error))
+            found = list(graph.replay(inputs))
+        except Exception as error:  # of other data than it was made on; without a graph it may do
+            self._give_up(explained(error) + _doubtful(graph.calls - graph.agreed))
             return None
         graph.calls += 1
         self.gain.runs += 1
-        found = list(graph.replay(inputs))
         self.norm = found.pop() if len(found) > 1 + sum(graph.reached) else None
         return _sorted(found, graph.reached)
 
@@ -140,6 +143,7 @@ class CompiledGradients:
         graph.epoch = self.epoch
         with pyro.validation_enabled(False):
             self._agree(graph.plain, graph.whole, inputs, calls)
+        graph.agreed = calls
 
     def _has_enough(self) -> bool:
         """Whether batches came in so many forms that another graph would not pay off."""
@@ -151,8 +155,8 @@ class CompiledGradients:
         return True
 
     def _give_up(self, reason: str) -> None:
-        self.reason, self.gain.waited = reason, 0
-        tell(reason)
+        self.reason = reason
+        self.gain.give_up(reason)
 
     def _make(
         self, run: Callable[..., Tensor], inputs: list[Tensor], tensors: Sequence[Tensor]
@@ -172,9 +176,9 @@ class CompiledGradients:
 
         with pyro.validation_enabled(False):  # it looks at values
             with unnoticed(self.modules, self.device):
-                run(*inputs)  # what is found out on a first batch is no part of a step
-            with unnoticed(self.modules, self.device):
-                traced = trace(whole, inputs)
+                run(*_copies(inputs))  # what is found out on a first batch is no part of a step
+            with unnoticed(self.modules, self.device), tensors_stay(self.modules):
+                traced = trace(whole, _copies(inputs))
             with unnoticed(self.modules, self.device):
                 replay = plain = lower(
                     traced, inputs, lambda replay: self._compare(replay, whole, inputs, tensors)
@@ -193,10 +197,10 @@ class CompiledGradients:
         tensors: Sequence[Tensor],
     ) -> None:
         """Raise unless a graph does what the program does."""
-        rolled = [torch.empty_like(t).copy_(t.roll(1, 0)) if t.dim() else t for t in inputs]
+        others = other_rows(inputs)
         before = [t.detach().clone() for t in tensors]
         try:
-            for seed, given in enumerate((inputs, rolled, rolled)):
+            for seed, given in enumerate((inputs, others, others)):
                 if seed == 2:
                     with torch.no_grad():
                         for tensor in tensors:
@@ -214,21 +218,30 @@ class CompiledGradients:
         given: list[Tensor],
         seed: int,
     ) -> None:
-        gain = self.gain
+        gain, copies = self.gain, _copies(given)
         with unnoticed(self.modules, self.device, seed), gain.timed(gain.before, self.device):
-            expected = [value.clone() for value in whole(*given)]
+            expected = [value.clone() for value in whole(*_copies(given))]
         with unnoticed(self.modules, self.device, seed), gain.timed(gain.after, self.device):
-            found = replay(given)
+            found = replay(copies)
         check_equal(found, expected, is_exact(expected))
 
 
-def _parted(args: tuple) -> tuple[list[Any], TreeSpec | None, list[Tensor], tuple]:
-    """Leaves of arguments, their form, which of them are tensors, and the others by number."""
+def _parted(args: tuple) -> tuple[list[Any], TreeSpec | None, list[Tensor]]:
+    """Leaves of arguments, their form, and the tensors among them, in the order of their memory."""
     if all(isinstance(arg, Tensor) for arg in args):  # at once, because it is for every step
-        return list(args), None, list(args), ()
+        return list(args), None, [arg.contiguous() for arg in args]
     leaves, form = tree_flatten(args)
-    others = tuple((i, leaf) for i, leaf in enumerate(leaves) if not isinstance(leaf, Tensor))
-    return leaves, form, [leaf for leaf in leaves if isinstance(leaf, Tensor)], others
+    return leaves, form, [leaf.contiguous() for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """What a program may write to in a trial."""
+    return [value.clone() for value in tensors]
+
+
+def _doubtful(steps: int) -> str:
+    """What a disagreement that was found late may have done."""
+    return f"; {steps:,} steps since the last comparison may have been others" if steps > 1 else ""
 
 
 def _sorted(found: Sequence[Tensor], reached: list[bool]) -> tuple[Tensor, list[Tensor | None]]:

@@ -15,17 +15,22 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ..rng import forked
+from ..rng import capture, forked, restore
 from .backends import CAPTURING, Captured, Replay, as_traced, lower
-from .comparison import check_equal, is_exact
+from .comparison import check_equal, is_exact, other_rows
 from .gain import Gain
 from .hoisting import hoisted
-from .told import explained, tell
-from .tracing import Traced, form_of, trace
+from .told import Differs, explained
+from .tracing import Traced, form_of, known_values, trace
 
 _OFTEN = 3
 _MOST = 8  # graphs of one function
 _BETWEEN = 256  # calls between two comparisons, at most, while what is fixed changes
+
+
+class Doubtful(Exception):
+    """A graph that has been used does not do what its function does, and may not have done it."""
+
 
 Function = Callable[[tuple[Tensor, ...], tuple], tuple[Tensor, ...]]  # of moving, fixed
 
@@ -112,25 +117,28 @@ class Replays:
         moving = tuple(value.contiguous() for value in moving)  # code is made for their strides
         leaves, form = tree_flatten(fixed)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        others = tuple((i, leaf) for i, leaf in enumerate(leaves) if not isinstance(leaf, Tensor))
 
         def whole(*given: Tensor) -> tuple[Tensor, ...]:
             rest = iter(given[len(moving) :])
             filled = [next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             return function(given[: len(moving)], tree_unflatten(filled, form))
 
+        before = capture(self.device)
         try:
+            others = known_values(leaves)
             key = (name, form_of(moving), form_of(tensors), repr(form), others)
             graph = self._find(key, whole, moving, tensors)
-        except Exception as error:  # a tracer, a compiler or a key may raise anything
+            if graph is None:
+                self.gain.waited += 1
+                return None
+            found = graph(moving)
+        except Doubtful:
+            raise
+        except Exception as error:  # a tracer, a compiler or other data may raise anything
+            restore(before, self.device)
             self._given_up.add(name)
-            self.gain.waited = 0
-            tell(explained(error))
+            self.gain.give_up(explained(error))
             return None
-        if graph is None:
-            self.gain.waited += 1
-            return None
-        found = graph(moving)
         graph.calls += 1
         self.gain.runs += 1
         # what a captured graph returns is written over by its next run
@@ -147,7 +155,12 @@ class Replays:
         graph = self._graphs.get(key)
         if graph is None:
             self._seen[key] = self._seen.get(key, 0) + 1
-            if self._seen[key] <= _OFTEN or len(self._graphs) == _MOST:
+            if self._seen[key] <= _OFTEN:
+                return None
+            if len(self._graphs) == _MOST:
+                self.gain.give_up(
+                    f"data of more than {_MOST} forms; the others are run as they are"
+                )
                 return None
             with self.gain.making():
                 graph = self._graphs[key] = self._make(whole, moving, tensors)
@@ -155,7 +168,12 @@ class Replays:
         elif graph.take(tensors) and (
             graph.taken & (graph.taken - 1) == 0 or graph.calls >= _BETWEEN
         ):
-            self._agree(graph, whole, moving, tensors)
+            try:
+                self._agree(graph, whole, moving, tensors)
+            except Differs as error:
+                if graph.calls:
+                    raise Doubtful(explained(error)) from error
+                raise
             graph.calls = 0
         return graph
 
@@ -174,10 +192,9 @@ class Replays:
 
         def check(again: Replay) -> None:
             graph = _Graph(once, again, exact)
-            for roll in (0, 1):
-                rolled = [t.roll(roll, 0) if t.dim() and roll else t for t in (*moving, *tensors)]
-                graph.take(rolled[len(moving) :])
-                self._agree(graph, whole, rolled[: len(moving)], rolled[len(moving) :])
+            for data in ([*moving, *tensors], other_rows([*moving, *tensors])):
+                graph.take(data[len(moving) :])
+                self._agree(graph, whole, data[: len(moving)], data[len(moving) :])
 
         with forked(self.device):
             again = lower(Traced(after, []), given, check)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from ..compilation import Gain, Replays, tell
+from ..compilation import Gain, Replays
 from ..particles import ParticlePlan
 
 
@@ -24,7 +24,7 @@ class Graphs:
     def of(self, plan: ParticlePlan) -> Replays | None:
         """Those of a plan; None, and a warning, for programs that no graph can stand for."""
         if not plan.reproducible:
-            tell("model or guide draw random numbers of their own (dropout?)")
+            self.gain.give_up("model or guide draw random numbers of their own (dropout?)")
             return None
         name = repr(replace(plan, rejected=()))
         if name not in self._known:

@@ -110,7 +110,16 @@ class ImportanceSampling(Estimator):
         return round(self.defensive * self.num_samples)
 
     def _sizes(self, few: Tile, size: int) -> Tiles:
-        return sampling_tiles(few, self.num_samples, size, self.memory)
+        if not self.bfloat16:
+            return sampling_tiles(few, self.num_samples, size, self.memory)
+        handler = InBfloat16()
+        rounded = replace(few, model=handler(few.model))
+        sizes = sampling_tiles(rounded, self.num_samples, size, self.memory)
+        if not handler.num_layers:
+            raise ValueError(
+                "bfloat16 must be False for this model: it runs no linear or convolutional layer"
+            )
+        return sizes
 
     def _score(self, tile: Tile) -> Scores:
         if not self.bfloat16:
@@ -119,7 +128,7 @@ class ImportanceSampling(Estimator):
         before = capture(device)
         replays = tile.replays and tile.replays.of("bfloat16")
         scores = self._weigh(replace(tile, model=InBfloat16()(tile.model), replays=replays))
-        if tile.rows.start < _COMPARED:
+        if tile.first + tile.rows.start < _COMPARED:
             restore(before, device)
             exact = self._weigh(tile)
             scores.fields["log_evidence_float32"] = exact.fields["log_evidence"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,7 +24,7 @@ from torch.utils.data import (
 )
 from tqdm.auto import tqdm
 
-from ..compilation import Replays
+from ..compilation import Doubtful, Replays, tell
 from ..frozen import freeze_guide
 from ..particles import ParticlePlan, with_plan
 from ..programs import Data, Program, check_count, num_data
@@ -52,7 +52,8 @@ class Tile:
         args: ``(x, *context)`` of these data.
         plan: how particles are drawn.
         sizes: how many particles and data are taken at a time.
-        rows: which of the data they are.
+        rows: which of the data of its batch they are.
+        first: how many data the batches before had.
         replays: graphs of what is done for every tile; None where nothing is to be compiled.
         keeper: remembers how far a long computation has come.
         advance: tells the progress bar which share of the tile is done.
@@ -64,6 +65,7 @@ class Tile:
     plan: ParticlePlan
     sizes: Tiles
     rows: slice = field(default_factory=lambda: slice(None))
+    first: int = 0
     replays: Replays | None = None
     keeper: Keeper = field(default_factory=Keeper)
     advance: Callable[[float], None] = lambda share: None
@@ -223,23 +225,22 @@ def score(
             raise ValueError(
                 "x must be a DataLoader with shuffle=False: its order is the estimate's"
             )
-        batches: Iterable[tuple] = (
-            tuple(item) if isinstance(item, list | tuple) else (item,) for item in x
-        )
+        batches: Iterable[tuple] = _Batches(x)
     else:
         batches = [(x, *context)]
-    seeds = torch.Generator().manual_seed(seed)
-    scored: list[Scored] = []
     graphs = Graphs() if estimator.compile else None
-    first = 0
     with journal:
-        for number, args in enumerate(batches):
-            draws = _Draws(seed, seeds)
-            scored.append(
-                _score_batch(estimator, model, guide, args, draws, journal, number, graphs)
-            )
-            scored[-1].provenance["data"] = digest_of(args, first)
-            first += num_data(args[0])
+        try:
+            scored = _score_batches(estimator, model, guide, batches, seed, journal, graphs)
+        except Doubtful as error:
+            if estimator.checkpoint is not None:
+                raise RuntimeError(
+                    f"compile=True: {error}. What stands in {estimator.checkpoint} may be wrong: "
+                    "delete it, and begin again without compile"
+                ) from error
+            tell(f"all is done again: {error}")
+            scored = _score_batches(estimator, model, guide, batches, seed, journal, None)
+            graphs = None
     if graphs is not None:
         graphs.gain.tell()
     if not scored:
@@ -247,12 +248,48 @@ def score(
     return scored
 
 
+def _score_batches(
+    estimator: Estimator,
+    model: Program,
+    guide: Program | None,
+    batches: Iterable[tuple],
+    seed: int,
+    journal: Journal,
+    graphs: Graphs | None,
+) -> list[Scored]:
+    draws = _Draws(seed, torch.Generator().manual_seed(seed))
+    scored: list[Scored] = []
+    first = 0
+    for number, args in enumerate(batches):
+        draws.first = first
+        scored.append(_score_batch(estimator, model, guide, args, draws, journal, number, graphs))
+        scored[-1].provenance["data"] = digest_of(args, first)
+        first += num_data(args[0])
+    return scored
+
+
 @dataclass(frozen=True)
+class _Batches:
+    """The arguments that a DataLoader has, as often as they are asked for."""
+
+    loader: DataLoader
+
+    def __iter__(self) -> Iterator[tuple]:
+        for item in self.loader:
+            yield tuple(item) if isinstance(item, list | tuple) else (item,)
+
+
+@dataclass
 class _Draws:
-    """Where the random numbers of a scored run come from: one seed for each tile."""
+    """Where the random numbers of a scored run come from: one seed for each tile.
+
+    Attributes:
+        first: how many data have been drawn for in batches before.
+    """
 
     seed: int
     seeds: torch.Generator
+    first: int = 0
 
     def next_tile(self) -> int:
         return int(torch.randint(2**62, (), generator=self.seeds))
@@ -303,7 +340,7 @@ def _score_as_planned(
     def tile(rows: slice, sizes: Tiles, **more: Any) -> Tile:
         part = take(args, rows) if plan.sliceable else args
         frozen = None if guide is None else freeze_guide(guide, part, plan)
-        return Tile(model, frozen, part, plan, sizes, rows, **more)
+        return Tile(model, frozen, part, plan, sizes, rows, draws.first, **more)
 
     few = tile(slice(0, 1), Tiles(1, 1))
     replays = graphs and graphs.of(plan)

@@ -205,7 +205,6 @@ def describe(
         "warm_up": settings.warm_up,
         "clip": settings.clip,
         "transform": _name(settings.transform),
-        "compile": settings.compile,
     }
     for prefix, part in (("data", data), ("validation", validation)):
         content = part.fingerprint(checksum=settings.checkpoint is not None) if part else {}
