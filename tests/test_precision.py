@@ -90,12 +90,17 @@ def test_the_first_data_of_a_call_are_compared_and_not_of_each_batch():
     found = ImportanceSampling(20, memory=1, bfloat16=True)(model.model, model.guide, loader)
     known = found.diagnostics["log_evidence_float32"].isfinite()
     assert known.tolist() == [True] * 32 + [False] * 48
+    assert "first 32 data" in str(found.warnings())
 
 
 def test_a_model_without_layers_is_refused():
-    model = vae()
     with pytest.raises(ValueError, match="bfloat16 must be False for this model: it runs no"):
-        ImportanceSampling(10, bfloat16=True)(product, model.guide, images())
+        ImportanceSampling(10, bfloat16=True)(product, normal, images())
+
+
+def normal(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("latent", dist.Normal(torch.zeros(3), 1.0).to_event(1))
 
 
 def product(x):

@@ -10,6 +10,7 @@ temperatures and data are doubled (two leapfrog steps, not compiled).
 
 from __future__ import annotations
 
+import copy
 import resource
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from ...inference import HMC, AnnealedImportanceSampling, NoGain
 from ...models import VAE
 from ..machine import clock
 from .part import Part, Times, compared
-from .subject import DATA_DIM, LATENT_DIM, build, nets, noise
+from .subject import DATA_DIM, LATENT_DIM, build, by_torch, nets, noise
 
 SIZES = ((16, 16, 100), (16, 64, 40), (16, 400, 10))  # chains, data, temperatures; the last a tile
 SCALING = ((16, 100, 64), (32, 100, 64), (16, 200, 64), (16, 100, 128), (64, 200, 128))
@@ -36,10 +37,10 @@ LOOPS = 50
 
 def _bare(vae: VAE, rows: int, compiled: bool) -> Callable[[], float]:
     """Microseconds a gradient of the decoder alone."""
-    plain = nets(vae)[1]
+    plain = copy.deepcopy(nets(vae)[1]).requires_grad_(False)  # only z has a gradient
     device = next(plain.parameters()).device
     slope = torch.ones(rows, DATA_DIM, device=device)
-    decoder: Any = torch.compile(plain) if compiled else plain
+    decoder: Any = by_torch(plain, device) if compiled else plain
 
     def run() -> float:
         z = torch.randn(rows, LATENT_DIM, device=device)

@@ -6,6 +6,9 @@ Salakhutdinov, *Importance weighted autoencoders*, 2016), and that most numbers 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +34,14 @@ def build(device: str | torch.device = "cpu") -> VAE:
 def nets(vae: VAE) -> tuple[nn.Module, nn.Module]:
     """Its encoder and its decoder, for those who do without Pyro."""
     return vae.posterior.get_submodule("net"), vae.likelihood.get_submodule("net")
+
+
+def by_torch(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """As ``torch.compile`` does best: for one size, and on a GPU launched as one."""
+    torch._dynamo.reset()  # what it has seen of other sizes makes it compile for any
+    mode = "reduce-overhead" if device.type == "cuda" else None
+    compiled: Callable[..., Any] = torch.compile(function, dynamic=False, mode=mode)
+    return compiled
 
 
 def noise(num_data: int, device: str | torch.device = "cpu") -> Tensor:

@@ -54,15 +54,17 @@ def _is_sum_of_softplus(node: fx.Node) -> bool:
     term, dims, *more = arguments
     if node.kwargs or any(more) or not isinstance(term, fx.Node) or len(term.users) > 1:
         return False
+    if term.target is not aten.softplus.default:
+        return False
+    settings: list[Any] = [*term.args[1:], *(1, 20)[len(term.args) - 1 :]]
+    beta, straight = settings
     value = term.meta["val"]
-    shape = value.shape
     return bool(
-        term.target is aten.softplus.default
-        and value.dtype in (torch.float32, torch.float64)
-        and (len(term.args) < 2 or term.args[1] == 1)
-        and (len(term.args) < 3 or term.args[2] >= _STRAIGHT)
-        and list(dims) in ([-1], [len(shape) - 1])
-        and _block(shape[-1]) > 1
+        value.dtype in (torch.float32, torch.float64)
+        and beta == 1
+        and straight >= _STRAIGHT
+        and list(dims) in ([-1], [value.dim() - 1])
+        and _block(value.shape[-1]) > 1
     )
 
 

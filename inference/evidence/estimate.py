@@ -145,17 +145,17 @@ class Estimate:
         unknown = float(self.khat.isnan().double().mean()) if weighted else 0.0
         limit = khat_threshold(self.num_samples)
         if too_high := float((self.khat >= limit).double().mean()):
-            found.append(f"k̂ too high for {too_high:.0%}")
+            found.append(f"k̂ too high for {_percent(too_high)}")
         rhat = self.diagnostics.get("rhat")
         if rhat is not None:
             if unmixed := float((~(rhat < RELIABLE_RHAT)).double().mean()):
-                found.append(f"R̂ too high for {unmixed:.0%}")
+                found.append(f"R̂ too high for {_percent(unmixed)}")
         elif unknown and self.num_samples < LEAST_FOR_KHAT:
             found.append(
                 f"k̂ unknown: it needs {LEAST_FOR_KHAT} weights, and these are {self.num_samples}"
             )
         elif unknown:
-            found.append(f"k̂ unknown for {unknown:.0%}: too few different weights")
+            found.append(f"k̂ unknown for {_percent(unknown)}: too few different weights")
         return found
 
     def mean(self) -> MeanEstimate:
@@ -214,8 +214,9 @@ def concatenate(estimates: Sequence[Estimate]) -> Estimate:
     """
     first = estimates[0]
     provenance = dict(first.provenance)
-    if all("seconds" in one.provenance for one in estimates):
-        provenance["seconds"] = sum(one.provenance["seconds"] for one in estimates)
+    for name in ("seconds", "compile_seconds"):
+        if all(name in one.provenance for one in estimates):
+            provenance[name] = sum(one.provenance[name] for one in estimates)
     if all("data" in one.provenance for one in estimates):
         provenance["data"] = joined(one.provenance["data"] for one in estimates)
     for name in ("evaluations", "gradients"):
@@ -224,14 +225,22 @@ def concatenate(estimates: Sequence[Estimate]) -> Estimate:
     return Estimate(
         **{name: torch.cat([getattr(one, name) for one in estimates]) for name in Estimate.CORE},
         diagnostics={
-            name: torch.cat([one.diagnostics[name] for one in estimates])
-            for name in first.diagnostics
+            name: torch.cat([one.diagnostics.get(name, _unknown(one)) for one in estimates])
+            for name in first.diagnostics  # some are of the first data alone
         },
         bias_weight=first.bias_weight,
         direction=first.direction,
         num_samples=first.num_samples,
         provenance=provenance,
     )
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.01 else "under 1%"
+
+
+def _unknown(estimate: Estimate) -> Tensor:
+    return torch.full_like(estimate.log_evidence, torch.nan)
 
 
 def versions() -> dict[str, str]:
