@@ -79,11 +79,14 @@ def fit(
         resume: go on from ``checkpoint``, if it is there: exactly as if never stopped.
         progress: show a bar, on a terminal or in a notebook.
         compile: trace the programs and the objective once for each size of a batch, compile what
-            they do, and replay it: the same steps, from the same random numbers, sooner. The first
-            takes some ten seconds. What they stand on besides data and parameters, as an attribute
-            that you change, is looked at again in every epoch. A program whose run depends on
-            values is run as it is, and
-            :class:`~pyrovae.inference.NotCompiled` says why.
+            they do, and replay it: the same steps, from the same random numbers, sooner. It takes
+            some seconds (``compile_seconds`` of the history), and
+            :class:`~pyrovae.inference.NoGain` says where a run was too short for that. Code and
+            program are compared when it is made, in every epoch, and after 2, 4, 8, ... steps: so
+            what a program stands on besides its data, its parameters and torch's random numbers
+            is found out. Such a program, and one whose run depends on values, is run as it is,
+            and :class:`~pyrovae.inference.NotCompiled` says why. While one is traced, no other
+            thread may run Pyro's.
 
     Returns:
         What happened in each epoch. The parameters are left where training brought them. A latent
