@@ -51,6 +51,9 @@ def compiled(traced: Traced, inputs: Sequence[Tensor]) -> Replay:
         "fallback_random": True,
         "size_asserts": False,
         "alignment_asserts": False,
+        "cpp_wrapper": all(
+            value.device.type == "cpu" for value in everything
+        ),  # calls from C++ take less time than calls from Python
         "cpp.vec_isa_ok": True,  # a second for trial builds; if one fails, so does ours
     }
     context = TracingContext(FakeTensorMode(shape_env=ShapeEnv()))  # else nothing is kept on disk
