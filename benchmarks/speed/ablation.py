@@ -12,29 +12,51 @@ import statistics
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import torch
 import torch._inductor.config as inductor
 from torch.profiler import ProfilerActivity, profile
 
 from ...inference import AnnealedImportanceSampling, ImportanceSampling, NoGain, fit
 from ...inference.compilation import backends
+from ...inference.evidence.scoring import Estimator
+from ...inference.training.adam import Adam
 from ..machine import clock, describe_machine, keep
 from .subject import build, noise
 
-Run = Callable[[bool, bool], float]  # compiled, in bfloat16; what a unit of it takes
 
-PLAIN, LAST, ROUNDED = "as written", "softplus in blocks", "bfloat16"
-PATCHES: dict[str, dict[str, Any]] = {
-    PLAIN: {},
-    "traced once": {"BACKENDS": (backends.as_traced,)},
-    "compiled": {"has_faster_products": lambda: False, "fuse": lambda graph: graph},
-    "products by oneDNN": {"fuse": lambda graph: graph},
-    LAST: {},
-    ROUNDED: {},
+@dataclass(frozen=True)
+class Taken:
+    """What a run took: each unit of it, and compiling, in seconds."""
+
+    each: float
+    compiling: float
+
+
+Run = Callable[[bool, bool], Taken]  # compiled, in bfloat16
+
+PLAIN, ROUNDED = "as written", "bfloat16"
+Left = tuple[Any, str, Any]  # where something stands, its name, and what is put in its place
+ADAM: Left = (Adam, "step_at_once", torch.optim.Adam.step)
+CALLS: Left = (backends, "FROM_CPP", set())
+SOFTPLUS: Left = (backends, "fuse", lambda graph: graph)
+PRODUCTS: Left = (backends, "has_faster_products", lambda: False)
+REPLAYED: Left = (backends, "BACKENDS", (backends.as_traced,))
+WITHOUT: dict[str, tuple[Left, ...]] = {  # what is not there yet in each row
+    PLAIN: (ADAM,),
+    "traced once": (ADAM, REPLAYED),
+    "compiled": (ADAM, CALLS, SOFTPLUS, PRODUCTS),
+    "products by oneDNN": (ADAM, CALLS, SOFTPLUS),
+    "softplus in blocks": (ADAM, CALLS),
+    "called from C++": (ADAM,),
+    "Adam at once": (),
+    ROUNDED: (),
 }
+OF_TRAINING, OF_SCORING = {"Adam at once"}, {ROUNDED}
 KINDS = {
     "matrix products": ("mm", "linear", "mkldnn"),
     "random numbers": ("normal", "bernoulli", "rand"),
@@ -47,17 +69,18 @@ KINDS = {
 def step_of(name: str) -> Iterator[None]:
     """Leave out what comes after a row of the table."""
     with ExitStack() as stack:
-        for attribute, value in PATCHES[name].items():
-            stack.enter_context(patch.object(backends, attribute, value))
+        for where, attribute, value in WITHOUT[name]:
+            stack.enter_context(patch.object(where, attribute, value))
         yield
 
 
 def training(batch: int, steps: int) -> Run:
     """Milliseconds of a step."""
+    x = noise(steps * batch)
 
-    def run(compiled: bool, rounded: bool) -> float:
-        vae, x = build(), noise(steps * batch)
-        seconds = fit(
+    def run(compiled: bool, rounded: bool) -> Taken:
+        vae = build()
+        history = fit(
             vae.model,
             vae.guide,
             x,
@@ -66,75 +89,77 @@ def training(batch: int, steps: int) -> Run:
             seed=0,
             progress=False,
             compile=compiled,
-        ).seconds
-        return 1e3 * float(min(seconds[1:])) / steps
+        )
+        return Taken(1e3 * float(min(history.seconds[1:])) / steps, history.compile_seconds)
 
     return run
 
 
-def scoring(compiled: bool, rounded: bool) -> float:
-    """Microseconds of an importance weight."""
-    vae, x, num_samples = build(), noise(100), 5000
-    estimator = ImportanceSampling(num_samples, compile=compiled, bfloat16=rounded)
-    began = clock("cpu")
-    found = estimator(vae.model, vae.guide, x).provenance
-    seconds = clock("cpu") - began - float(found["compile_seconds"])
-    return 1e6 * seconds / (num_samples * len(x))
+def estimating(estimator: Estimator, num_data: int, unit: str) -> Run:
+    """Microseconds of a weight (unit "evaluations"), or of a chain's gradient ("gradients")."""
+    x = noise(num_data)
 
+    def run(compiled: bool, rounded: bool) -> Taken:
+        vae = build()
+        how: dict[str, Any] = {"compile": compiled} | ({"bfloat16": True} if rounded else {})
+        began = clock("cpu")
+        found = replace(estimator, **how)(vae.model, vae.guide, x).provenance
+        spent = float(found["compile_seconds"])
+        seconds = clock("cpu") - began - spent
+        return Taken(1e6 * seconds / (float(found[unit]) * num_data), spent)
 
-def annealing(compiled: bool, rounded: bool) -> float:
-    """Microseconds of a chain's gradient."""
-    vae, x = build(), noise(64)
-    estimator = AnnealedImportanceSampling(16, 40, pilot_temperatures=5, compile=compiled)
-    began = clock("cpu")
-    found = estimator(vae.model, vae.guide, x).provenance
-    seconds = clock("cpu") - began - float(found["compile_seconds"])
-    return 1e6 * seconds / (float(found["gradients"]) * len(x))
+    return run
 
 
 SUBJECTS: dict[str, Run] = {
     "a step, batch 20, ms": training(20, 500),
     "a step, batch 128, ms": training(128, 150),
     "a step, batch 512, ms": training(512, 50),
-    "a weight, µs": scoring,
-    "a gradient of AIS, µs": annealing,
+    "a weight, µs": estimating(ImportanceSampling(5000), 320, "evaluations"),
+    "a gradient of AIS, µs": estimating(
+        AnnealedImportanceSampling(16, 40, pilot_temperatures=5), 64, "gradients"
+    ),
 }
 
 
 def measure(rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Times by subject and row; bfloat16 is for scoring alone."""
+    """Times by subject and row; an optimizer is for training alone, bfloat16 for scoring."""
     found: dict[str, dict[str, list[float]]] = {subject: {} for subject in SUBJECTS}
     for _ in range(rounds):
         for subject, run in SUBJECTS.items():
-            for name in PATCHES:
-                if name == ROUNDED and run is not scoring:
+            for name in WITHOUT:
+                if name in OF_TRAINING and not subject.startswith("a step"):
+                    continue
+                if name in OF_SCORING and not subject.startswith("a weight"):
                     continue
                 with step_of(name):
-                    taken = run(name != PLAIN, name == ROUNDED)
+                    taken = run(name != PLAIN, name == ROUNDED).each
                 found[subject].setdefault(name, []).append(taken)
     return found
 
 
 def shares(run: Run, compiled: bool) -> dict[str, float]:
-    """Which part of a run's time goes where."""
-    run(compiled, False)  # what is loaded or compiled for the first time is no part of it
+    """Which part of a run's time goes where, but for what compiling took."""
     settings = {"cpp.enable_kernel_profile": True}
-    with inductor.patch(settings), profile(activities=[ProfilerActivity.CPU]) as taken:
-        began = clock("cpu")
-        run(compiled, False)
-        whole = 1e6 * (clock("cpu") - began)
+    with inductor.patch(settings):
+        run(compiled, False)  # the compiler's cache knows it from here on
+        with profile(activities=[ProfilerActivity.CPU]) as taken:
+            began = clock("cpu")
+            spent = run(compiled, False).compiling
+            whole = 1e6 * (clock("cpu") - began - spent)
     found = dict.fromkeys((*KINDS, "other operations"), 0.0)
     for one in taken.key_averages():
         kind = next((k for k, words in KINDS.items() if any(w in one.key for w in words)), None)
-        found[kind or "other operations"] += one.self_cpu_time_total / whole
-    return found | {"Python": max(1 - sum(found.values()), 0.0)}
+        if kind or one.key.startswith("aten::"):
+            found[kind or "other operations"] += one.self_cpu_time_total / whole
+    return found | {"calls and Python": max(1 - sum(found.values()), 0.0)}
 
 
 def table(found: dict[str, dict[str, list[float]]]) -> str:
     """Medians, and how many times longer the row above takes."""
     lines = [f"| | {' | '.join(found)} |", "|---" * (1 + len(found)) + "|"]
     before: dict[str, list[float]] = {}
-    for name in PATCHES:
+    for name in WITHOUT:
         cells = []
         for subject, times in found.items():
             if name not in times:

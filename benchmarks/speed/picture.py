@@ -17,9 +17,11 @@ def draw(parts: Sequence[Part], path: Path) -> None:
     """Draw medians and quartiles of everything that was timed."""
     panels = [(title, part.unit, times) for part in parts for title, times in part.times.items()]
     rows = -(-len(panels) // _COLUMNS)
-    longest = max(len(times) for _, _, times in panels)
-    figure = blank_figure(6.2 * _COLUMNS, (0.29 * longest + 0.9) * rows)
-    axes = figure.subplots(rows, _COLUMNS, squeeze=False)
+    bars = [len(times) for _, _, times in panels]
+    longest = [max(bars[i : i + _COLUMNS]) for i in range(0, len(bars), _COLUMNS)]
+    heights = [0.29 * most + 0.9 for most in longest]  # inches; as thick a bar in every panel
+    figure = blank_figure(6.2 * _COLUMNS, sum(heights))
+    axes = figure.subplots(rows, _COLUMNS, squeeze=False, height_ratios=heights)
     for axis, (title, unit, times) in zip(axes.flat, panels, strict=False):
         _panel(axis, title, unit, times)
     for axis in axes.flat[len(panels) :]:

@@ -21,6 +21,7 @@ from .told import explained, tell
 from .tracing import Traced
 
 CAPTURING = {"cuda"}  # devices that launch a captured graph as one
+FROM_CPP = {"cpu"}  # devices whose kernels are called from C++, which takes less time than Python
 
 Replay = Callable[[Sequence[Tensor]], Sequence[Tensor]]  # from the function's inputs
 
@@ -51,9 +52,7 @@ def compiled(traced: Traced, inputs: Sequence[Tensor]) -> Replay:
         "fallback_random": True,
         "size_asserts": False,
         "alignment_asserts": False,
-        "cpp_wrapper": all(
-            value.device.type == "cpu" for value in everything
-        ),  # calls from C++ take less time than calls from Python
+        "cpp_wrapper": {value.device.type for value in everything} <= FROM_CPP,
         "cpp.vec_isa_ok": True,  # a second for trial builds; if one fails, so does ours
     }
     context = TracingContext(FakeTensorMode(shape_env=ShapeEnv()))  # else nothing is kept on disk

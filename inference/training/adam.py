@@ -44,9 +44,10 @@ class Adam(torch.optim.Adam):
             return
         (group,) = self.param_groups
         kept.counts.add_(1)
+        gradients: list[Any] = [tensor.grad for tensor in kept.tensors]
         torch._fused_adam_(
             kept.tensors,
-            [tensor.grad for tensor in kept.tensors],
+            gradients,
             kept.means,
             kept.squares,
             [],
