@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("here", "one_thread")
 @pytest.fixture
 def tiny(monkeypatch):
     """Sizes at which everything runs, compiled where it would be, and quickly."""
-    monkeypatch.setattr(training_steps, "SIZES", ((4, 1, 10), (4, 2, 10)))
+    monkeypatch.setattr(training_steps, "SIZES", ((4, 1, 10, 1), (4, 2, 10, 1)))
     monkeypatch.setattr(training_steps, "EPOCHS", 1)
     monkeypatch.setattr(own_models, "STEPS", 10)
     monkeypatch.setattr(own_models, "EPOCHS", 1)
