@@ -34,7 +34,7 @@ def one_thread():
 
 
 def test_a_model_of_ones_own_takes_25_lines() -> None:
-    assert len(EXAMPLES) == 6
+    assert len(EXAMPLES) == 7
     assert len([line for line in EXAMPLES[0].splitlines() if line.strip()]) <= 25
 
 
@@ -65,9 +65,17 @@ def test_a_model_of_codes_has_an_exact_evidence(capsys: pytest.CaptureFixture[st
     assert names["soft"].posterior.temperature == 4.0
 
 
-def test_estimates_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
+def test_estimates_are_compiled(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict = {}
     for example in (EXAMPLES[1], EXAMPLES[5]):
+        exec(compile(example, "README.md", "exec"), names)
+    exact, rounded = re.findall(r"mean log p\(x\) = (-\d+\.\d+)", capsys.readouterr().out)
+    assert abs(float(exact) - float(rounded)) < 0.1
+
+
+def test_estimates_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict = {}
+    for example in (EXAMPLES[1], EXAMPLES[6]):
         exec(compile(example, "README.md", "exec"), names)
     shown = capsys.readouterr().out
     assert "- believe " in shown
