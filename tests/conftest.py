@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pyro
@@ -13,12 +14,14 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def pytest_configure() -> None:
-    """Point ``PYROVAE_DATA`` at the copy of the data beside the checkout, where there is one.
+    """Point ``PYROVAE_DATA`` at the copy of the data beside the checkout, and let Ctrl-C arrive.
 
     The variable, not a fixture, so that command lines run in a subprocess see it too.
     """
     if not os.environ.get("PYROVAE_DATA") and SHARED_DATA.is_dir():
         os.environ["PYROVAE_DATA"] = str(SHARED_DATA)
+    # a shell that starts the tests in the background has Ctrl-C ignored, by children too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
