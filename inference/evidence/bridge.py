@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .parts import Scores, Tile
 from .posterior import Sampling, mixing, of_chains
 from .proposals import fit
-from .scoring import Scores, Tile
 
 _ITERATIONS = 1000
 _TOLERANCE = 1e-10

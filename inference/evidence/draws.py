@@ -19,8 +19,9 @@ import xarray as xr
 from torch import Tensor
 
 from ..programs import Data, Program
+from .parts import Scored, Scores, Tile
 from .posterior import Sampling, mixing
-from .scoring import Scored, Scores, Tile, score
+from .scoring import score
 
 _ARVIZ_IS_OLD = int(az.__version__.split(".")[0]) == 0
 

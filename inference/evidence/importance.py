@@ -26,8 +26,9 @@ from ..target import Target
 from ..weights import Weights, log_weights
 from .accumulator import Strata, WeightSums
 from .pareto import smooth_tail
+from .parts import Scores, Tile
 from .proposals import Proposal, Scaled, StudentT
-from .scoring import Estimator, Scores, Tile
+from .scoring import Estimator
 from .tiles import Tiles, plan_tiles
 
 _COMPARED = 32  # data whose estimate is made in both precisions

@@ -26,7 +26,8 @@ from torch import Tensor
 from ..programs import check_count
 from .accumulator import Strata, WeightSums
 from .importance import finish, sampling_tiles, stream
-from .scoring import Estimator, Scores, Tile
+from .parts import Scores, Tile
+from .scoring import Estimator
 from .tiles import CPU_MEMORY, Tiles
 
 _SMALL = 0.05  # shares up to here are summed by series: at most twenty are larger

@@ -11,8 +11,9 @@ from ..kernels import HMC, Kernel, check_kernel
 from ..paths import Path
 from ..programs import Program, check_count
 from ..target import Target
+from .parts import Tile
 from .proposals import Proposal, Scaled, StudentT
-from .scoring import Estimator, Tile
+from .scoring import Estimator
 from .tiles import GRADIENT_MEMORY, Tiles, plan_tiles
 
 

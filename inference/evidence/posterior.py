@@ -27,7 +27,7 @@ from .annealing.pilot import Adapting
 from .annealing.schedules import Sigmoid
 from .journal import Keeper
 from .moving import Moving
-from .scoring import Tile
+from .parts import Tile
 
 _LEAST_MOVES = 20
 

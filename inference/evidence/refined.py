@@ -25,8 +25,9 @@ from ..target import Target
 from .accumulator import WeightSums
 from .annealing.importance import summed
 from .moving import chain_tiles
+from .parts import Scores, Tile
 from .proposals import Local, draws_of_guide, fit
-from .scoring import Estimator, Scores, Tile
+from .scoring import Estimator
 from .tiles import Tiles
 
 _AVERAGED = 0.25  # the last share of the steps, whose parameters are averaged

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,7 +24,7 @@ from torch.utils.data import (
 )
 from tqdm.auto import tqdm
 
-from ..compilation import Doubtful, Replays, tell
+from ..compilation import Doubtful, tell
 from ..frozen import freeze_guide
 from ..particles import ParticlePlan, with_plan
 from ..programs import Data, Program, check_count, num_data
@@ -32,77 +32,14 @@ from ..slicing import take
 from .estimate import Estimate, concatenate, versions
 from .fingerprint import digest_of, fingerprint
 from .graphs import Graphs
-from .journal import Journal, Keeper
-from .pareto import pareto_shape
+from .journal import Journal
+from .parts import Scored, Scores, Tile, fit_tails, join
 from .scope import check_finite, check_plan, check_support, device_of, move, scoring_scope
 from .tiles import Tiles
 
 _BLOCK = 64  # data whose support is checked, and whose tails are fitted, in one go
 _SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 _HOW = ("memory", "progress", "checkpoint")  # settings that say how, and not what
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A part of the data, with all that is needed to score it.
-
-    Attributes:
-        model: the model.
-        guide: the guide, its encoder run beforehand where it can be; None where there is none.
-        args: ``(x, *context)`` of these data.
-        plan: how particles are drawn.
-        sizes: how many particles and data are taken at a time.
-        rows: which of the data of its batch they are.
-        first: how many data the batches before had.
-        replays: graphs of what is done for every tile; None where nothing is to be compiled.
-        keeper: remembers how far a long computation has come.
-        advance: tells the progress bar which share of the tile is done.
-    """
-
-    model: Program
-    guide: Program | None
-    args: tuple
-    plan: ParticlePlan
-    sizes: Tiles
-    rows: slice = field(default_factory=lambda: slice(None))
-    first: int = 0
-    replays: Replays | None = None
-    keeper: Keeper = field(default_factory=Keeper)
-    advance: Callable[[float], None] = lambda share: None
-
-    @property
-    def num_data(self) -> int:
-        return num_data(self.args[0])
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What an estimator makes of a tile.
-
-    Attributes:
-        fields: per-datum results ``(n,)`` by name; ``log_evidence`` and ``stderr`` at least.
-        num_evaluations: how often the model was run, per datum.
-        num_gradients: how often its gradient was taken, per datum.
-        largest: the largest log-weights, ``(M + 1, n)``, in descending order, for the Pareto fit.
-        arrays: larger results by name, data along dimension 0, for what is more than an Estimate.
-        seconds: what it took; filled in by the frame.
-    """
-
-    fields: dict[str, Tensor]
-    num_evaluations: float
-    num_gradients: float = 0.0
-    largest: Tensor | None = None
-    arrays: dict[str, Tensor] = field(default_factory=dict)
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What all tiles of some data gave, and the provenance of it."""
-
-    scores: list[Scores]
-    khat: list[Tensor]
-    provenance: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -381,7 +318,7 @@ def _score_as_planned(
                     kept_batch.add(len(scores), dict(vars(made)))
                     scores.append(made)
                 bar.update(rows.stop - bar.n)
-            khat += _fit_tails(scores[len(khat) :])
+            khat += fit_tails(scores[len(khat) :])
     return Scored(
         scores,
         khat,
@@ -415,11 +352,11 @@ def _as_estimate(estimator: Estimator, batch: Scored) -> Estimate:
     scores = batch.scores
     names = [name for name in scores[0].fields if name not in Estimate.CORE]
     return Estimate(
-        **{name: _join(scores, name) for name in Estimate.CORE if name != "khat"},
+        **{name: join(scores, name) for name in Estimate.CORE if name != "khat"},
         khat=torch.cat(batch.khat).cpu(),
         direction=estimator.direction,
         num_samples=estimator.num_samples,
-        diagnostics={name: _join(scores, name) for name in names},
+        diagnostics={name: join(scores, name) for name in names},
         bias_weight=estimator.bias_weight,
         provenance=batch.provenance,
     )
@@ -427,26 +364,6 @@ def _as_estimate(estimator: Estimator, batch: Scored) -> Estimate:
 
 def _share_of(bar: tqdm, rows: slice) -> Callable[[float], None]:
     return lambda share: bar.update(rows.start + share * (rows.stop - rows.start) - bar.n)
-
-
-def _join(scores: list[Scores], name: str) -> Tensor:
-    parts = [
-        one.fields[name].double().cpu()
-        if name in one.fields
-        else torch.full_like(one.fields["log_evidence"], torch.nan).cpu()
-        for one in scores
-    ]
-    return torch.cat(parts)
-
-
-def _fit_tails(scores: list[Scores]) -> list[Tensor]:
-    """k̂ by tile: fitted for all data of a block at once where there are weights to fit to."""
-    if "khat" in scores[0].fields:
-        return [one.fields["khat"] for one in scores]
-    tails = [one.largest for one in scores if one.largest is not None]
-    if len(tails) == len(scores):
-        return list(pareto_shape(torch.cat(tails, 1)).split([tail.shape[1] for tail in tails]))
-    return [torch.full_like(one.fields["log_evidence"], torch.nan) for one in scores]
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:

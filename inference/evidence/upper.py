@@ -18,8 +18,9 @@ from .accumulator import WeightSums
 from .annealing.importance import summed
 from .importance import sampling_tiles, stream
 from .pareto import pareto_shape
+from .parts import Scores, Tile
 from .posterior import Sampling, mixing, of_chains
-from .scoring import Estimator, Scores, Tile
+from .scoring import Estimator
 from .tiles import Tiles
 
 

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from ..evidence.annealing.anneal import Chains, Journey
 from ..evidence.annealing.settings import Annealing
-from ..evidence.scoring import Scores, Tile, score
+from ..evidence.parts import Scores, Tile
+from ..evidence.scoring import score
 from ..programs import Data, Program
 
 

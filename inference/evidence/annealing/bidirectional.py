@@ -29,8 +29,9 @@ from ..accumulator import Strata
 from ..estimate import Estimate
 from ..journal import Journal
 from ..pareto import pareto_shape
+from ..parts import Scores, Tile
 from ..scope import check_finite, device_of, move, scoring_scope
-from ..scoring import Scores, Tile, estimate
+from ..scoring import estimate
 from .anneal import Chains, Journey
 from .importance import elbo_of, summed
 from .pilot import Frozen

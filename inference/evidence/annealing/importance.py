@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..accumulator import Strata, WeightSums
-from ..scoring import Scores, Tile
+from ..parts import Scores, Tile
 from .anneal import Journey
 from .settings import Annealing
 

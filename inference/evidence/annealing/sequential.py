@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...programs import check_number
-from ..scoring import Scores, Tile
+from ..parts import Scores, Tile
 from .anneal import Chains, Journey
 from .importance import elbo_of, summed
 from .schedules import interpolate

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...paths import Path
 from ...programs import check_count
 from ..moving import Moving
-from ..scoring import Tile
+from ..parts import Tile
 from .anneal import Chains
 from .pilot import Frozen, run_pilot
 from .schedules import Schedule, Sigmoid, check_schedule

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ...programs import check_count
-from ..scoring import Scores, Tile
+from ..parts import Scores, Tile
 from .anneal import Chains, Journey
 from .importance import elbo_of
 from .settings import Annealing
