@@ -194,6 +194,7 @@ class Buffers:
         return (
             kept is not None
             and kept[0] is value
+            and not value.is_inference()
             and kept[1] == value._version
             and value.numel() > self.SMALL
             and not self.copy_all
@@ -203,7 +204,8 @@ class Buffers:
         """Remember the values."""
         for name, value in self.current().items():
             if not self._unchanged(name, value):
-                self._kept[name] = (value, value._version, value.detach().clone())
+                version = 0 if value.is_inference() else value._version
+                self._kept[name] = (value, version, value.detach().clone())
 
     def put_back(self) -> None:
         """Return to the tensors, and their values, of the last :meth:`keep`."""
@@ -211,8 +213,9 @@ class Buffers:
         for name, (value, _, copy) in self._kept.items():
             if name in current and self._unchanged(name, current[name]):
                 continue
-            with torch.no_grad():
-                value.copy_(copy)
+            if not (value.is_inference() or torch.equal(value, copy)):
+                with torch.no_grad():
+                    value.copy_(copy)
             if current.get(name) is not value:  # another was put in its place, perhaps the data
                 module, key = self.places[name]
                 setattr(module, key, value)

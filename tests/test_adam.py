@@ -99,6 +99,51 @@ def test_another_parameter_may_join():
     assert_same(*both)
 
 
+def test_hooks_are_called():
+    both = twins()
+    called = [[], []]
+    for seed in range(6):
+        for number, (net, optimizer, step) in enumerate(both):
+            if seed == 3:
+                optimizer.register_step_post_hook(lambda *_, n=number: called[n].append(1))
+            descend(net, step, seed)
+    assert [len(one) for one in called] == [3, 3]
+    assert_same(*both)
+
+
+def test_a_step_without_any_gradient_moves_nothing():
+    both = twins()
+    for seed, without in enumerate([(), range(4), range(4), ()]):
+        for net, _, step in both:
+            descend(net, step, seed, without)
+    assert_same(*both)
+
+
+def test_a_parameter_may_take_anothers_place():
+    both = twins()
+    for net, optimizer, step in both:
+        for seed in range(3):
+            descend(net, step, seed, (1,))
+        newcomer = nn.Parameter(torch.ones(7))
+        optimizer.param_groups[0]["params"][1] = newcomer
+        newcomer.grad = torch.ones(7)
+        step()
+        newcomer.grad = torch.ones(7)
+        step()
+        net[0].bias = newcomer
+    assert not torch.equal(both[0][0][0].bias, torch.ones(7))
+    assert_same(*both)
+
+
+def test_it_can_be_copied():
+    (_, optimizer, _), _ = twins()
+    copied = copy.deepcopy(optimizer)
+    for tensor in copied.param_groups[0]["params"]:
+        tensor.grad = torch.ones_like(tensor)
+    copied.step_at_once()
+    assert copied.state_dict()["state"][0]["step"] == 1
+
+
 @pytest.mark.parametrize(
     "settings", [{"fused": False}, {"amsgrad": True}, {"maximize": True}], ids=str
 )

@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import torch._inductor as inductor
+from pyro.infer import TraceGraph_ELBO
 from training_toys import Toy, toy_data
 
 from pyrovae.inference import fit
@@ -85,6 +86,35 @@ class Noting(Toy):
         return super().guide(x - self.mean)
 
 
+class Counting(Toy):
+    """Counts its steps in Python."""
+
+    steps = 0
+
+    def model(self, x):
+        self.steps += 1
+        return super().model(x if self.steps < 60 else 2 * x)
+
+
+class Logging(Toy):
+    """Notes what it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def model(self, x):
+        self.seen.append(len(x))
+        return super().model(x)
+
+
+class Sizing(Toy):
+    """Asks how many data are positive, and makes nothing of them."""
+
+    def model(self, x):
+        return super().model(x * len((x > 0).nonzero()))
+
+
 class Listing(Toy):
     """Takes its data out of torch."""
 
@@ -102,6 +132,8 @@ class Listing(Toy):
         (Settled, r"looks at a value .* if self.mu.item\(\) < 9"),
         (Averaging, r"puts another tensor in the place of Averaging.mean"),
         (Noting, r"writes to Noting.mean, which is no buffer"),
+        (Logging, r"changes Logging.seen, which is no tensor"),
+        (Sizing, r"the size of a tensor that depends on values is looked at"),
         (Listing, r"looks at a value .*x.tolist\(\)"),
     ],
 )
@@ -174,6 +206,55 @@ def test_a_machine_without_a_compiler_replays_the_graph(monkeypatch):
         fit(toy.model, toy.guide, toy_data(), compile=True, **DATA)
     fit(other.model, other.guide, toy_data(), **DATA)
     assert toy.values() == pytest.approx(other.values(), rel=1e-5)
+
+
+@pytest.mark.usefixtures("replayed")
+def test_a_count_of_steps_is_found_out_at_once():
+    toy = Counting()
+    with pytest.warns(NotCompiled, match="changes Counting.steps, which is no tensor"):
+        fit(toy.model, toy.guide, toy_data(), compile=True, **DATA)
+
+
+@pytest.mark.usefixtures("replayed")
+@pytest.mark.filterwarnings("ignore:compile. nothing")
+def test_an_objective_without_a_loss_is_told():
+    toy = Toy()
+    with pytest.warns(NotCompiled, match="TraceGraph_ELBO sets gradients itself") as told:
+        fit(toy.model, toy.guide, toy_data(), objective=TraceGraph_ELBO(), compile=True, **DATA)
+    assert len([one for one in told if one.category is NotCompiled]) == 1
+
+
+@pytest.mark.usefixtures("replayed")
+@pytest.mark.filterwarnings("ignore::pyrovae.inference.compilation.NotCompiled")
+def test_a_parameter_of_the_store_that_comes_late_is_trained():
+    found = []
+    for compiled in (False, True):
+        pyro.clear_param_store()
+        epochs = []
+
+        def model(x, epochs=epochs):
+            loc = pyro.param("loc", torch.tensor(0.0))
+            if len(epochs) > 2:
+                loc = loc + pyro.param("extra", torch.tensor(0.0))
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(loc, 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        def guide(x):
+            slope = pyro.param("slope", torch.tensor(0.0))
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(slope * x, 0.5**0.5))
+
+        def next_epoch(x, generator, epochs=epochs):
+            epochs.append(1)
+            return x
+
+        settings = DATA | {"epochs": 6, "transform": next_epoch, "compile": compiled}
+        history = fit(model, guide, toy_data(), **settings)
+        found.append((history.loss, float(pyro.param("extra").detach())))
+    np.testing.assert_allclose(found[1][0], found[0][0], rtol=1e-6)
+    assert found[1][1] == pytest.approx(found[0][1], rel=1e-4)
+    assert found[1][1] != 0
 
 
 class Growing(Toy):

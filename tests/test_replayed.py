@@ -167,8 +167,8 @@ class Drifting(Toy):
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
 
-def drifting(x):
-    """A toy, and a loader of batches from which on its noise is another from the eleventh on."""
+def drifting(x, since=10):
+    """A toy, and a loader of batches since one of which its noise is another."""
     toy = Drifting()
 
     class Batches(torch.utils.data.Dataset):
@@ -178,17 +178,18 @@ def drifting(x):
         def __getitem__(self, i):
             if i == len(self):
                 raise IndexError
-            toy.scale = 1.0 if i < 10 else 2.0
+            toy.scale = 1.0 if i < since else 2.0
             return (x[5 * i : 5 * i + 5],)
 
     return toy, DataLoader(Batches(), batch_size=None)
 
 
 @pytest.mark.usefixtures("as_traced")
-def test_what_was_found_out_late_is_done_again():
+@pytest.mark.parametrize("since", [10, 22, 39])
+def test_what_was_found_out_late_is_done_again(since):
     x, found = toy_data(200), []
     for compiled in (False, True):
-        toy, loader = drifting(x)
+        toy, loader = drifting(x, since)
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always", NotCompiled)
             estimator = ImportanceSampling(50, compile=compiled)
@@ -205,6 +206,24 @@ def test_what_is_kept_and_in_doubt_is_an_error(tmp_path):
     estimator = ImportanceSampling(50, compile=True, checkpoint=tmp_path / "kept")
     with pytest.raises(RuntimeError, match=r"What stands in .*kept may be wrong: delete it"):
         estimator(toy.model, toy.guide, loader)
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __init__(self, toy, x):
+        self.toy, self.batches = toy, iter(x.split(5))
+
+    def __iter__(self):
+        for number, batch in enumerate(self.batches):
+            self.toy.scale = 1.0 if number < 10 else 2.0
+            yield (batch,)
+
+
+@pytest.mark.usefixtures("as_traced")
+def test_what_cannot_be_had_again_is_an_error():
+    toy = Drifting()
+    loader = DataLoader(Stream(toy, toy_data(200)), batch_size=None)
+    with pytest.raises(RuntimeError, match="may not give it twice: begin again without compile"):
+        ImportanceSampling(50, compile=True)(toy.model, toy.guide, loader)
 
 
 class Refused(Toy):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 
 import pytest
@@ -47,6 +48,34 @@ def test_a_trial_leaves_no_mark(how):
     assert x.tolist() == [2.0, 3.0, 4.0]
 
 
+class Expanded(nn.Module):
+    """One number for many places, in a buffer and in an attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("wide", torch.ones(1).expand(5))
+        self.scale = torch.ones(1).expand(5)
+
+    def program(self, x):
+        return x * self.wide * self.scale
+
+
+def test_expanded_tensors_are_left_alone():
+    module, x = Expanded(), torch.ones(5)
+    with unnoticed(Modules(module.program, module.program), torch.device("cpu")):
+        module.program(x)
+    assert module.scale.tolist() == [1.0] * 5
+
+
+def test_tensors_of_inference_mode_are_left_alone():
+    module = Keeping()
+    with torch.inference_mode():
+        module.note = torch.ones(3)
+    with unnoticed(Modules(module.anew, module.anew), torch.device("cpu")):
+        module.anew(torch.zeros(3))
+    assert module.note.tolist() == [1.0] * 3
+
+
 def test_small_gradients_beside_a_large_loss():
     expected = [torch.tensor(550.0), torch.tensor([5.0, -3.0]), torch.tensor([0.06])]
     rounded = [value * (1 + 1e-6) for value in expected]
@@ -79,7 +108,9 @@ def test_another_form_is_a_difference():
 
 def test_other_rows_are_no_mere_permutation():
     x, label, number = torch.arange(12.0).reshape(6, 2), torch.arange(6), torch.tensor(5.0)
-    rows, labels, same = other_rows([x, label, number])
+    shared = torch.eye(4)  # of another length: no data
+    rows, labels, same, kept = other_rows([x, label, number, shared])
+    assert kept is shared
     assert labels.tolist() == [1, 1, 2, 2, 3, 3]
     assert torch.equal(rows, x[labels])
     assert same is number
@@ -96,7 +127,14 @@ def test_values_are_known_with_their_types():
     assert known_values([torch.ones(2), 1]) == known_values([torch.zeros(3), 1])
 
 
-@pytest.mark.parametrize("leaf", [object(), {1}, lambda x: x, nn.Linear(1, 1)])
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Looks as if it had a hash, and has none."""
+
+    of: list
+
+
+@pytest.mark.parametrize("leaf", [Sizes([1]), object(), {1}, lambda x: x, nn.Linear(1, 1)])
 def test_what_is_no_value_is_refused(leaf):
-    with pytest.raises(Unrepeatable, match=f"told from others, but {type(leaf).__name__}"):
+    with pytest.raises(Unrepeatable, match=f"told from others, but {type(leaf).__name__}|no hash"):
         known_values([leaf])

@@ -37,7 +37,7 @@ def nets(vae: VAE) -> tuple[nn.Module, nn.Module]:
 
 
 def by_torch(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    """As ``torch.compile`` does best: for one size, and on a GPU launched as one."""
+    """By ``torch.compile``, for one size, and on a GPU launched as one."""
     torch._dynamo.reset()  # what it has seen of other sizes makes it compile for any
     mode = "reduce-overhead" if device.type == "cuda" else None
     compiled: Callable[..., Any] = torch.compile(function, dynamic=False, mode=mode)

@@ -15,10 +15,13 @@ _BESIDE = 1e-4  # of the largest of all: less is not looked at
 
 
 def other_rows(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Other data to compare on: half of the rows, each of them twice."""
-    found = []
+    """Other data to compare on: half of the rows, each of them twice.
+
+    Tensors of another length than the first are no data, and stay as they are.
+    """
+    found, lengths = [], [len(value) for value in tensors if value.dim()]
     for value in tensors:
-        if value.dim() and len(value):
+        if value.dim() and len(value) == lengths[0] > 0:
             rows = torch.arange(len(value), device=value.device)
             value = value[(rows // 2 + 1) % len(value)]
         found.append(value)

@@ -89,16 +89,19 @@ class CompiledGradients:
     def __call__(
         self, args: tuple, weight: float, tensors: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor | None]] | None:
-        """Loss and gradients, in the order of ``tensors``; None where there is no graph."""
+        """Loss and gradients, in the order of ``tensors``; None where there is no graph.
+
+        One that fails may have drawn random numbers.
+        """
         if self.reason is not None:
             return None
         leaves, form, inputs = _parted(args)
         if weight != 1:
-            inputs.append(torch.tensor(weight, dtype=torch.float64))
+            inputs.append(torch.tensor(weight, dtype=torch.float64, device=self.device))
         try:
             others = () if form is None else known_values(leaves)
         except Unrepeatable as error:
-            self._give_up(str(error))
+            self.give_up(str(error))
             return None
         key = (form_of(inputs), form and repr(form), others, tuple(map(id, tensors)))
         if key not in self.graphs:
@@ -120,14 +123,14 @@ class CompiledGradients:
                 with self.gain.making():
                     self.graphs[key] = self._make(run, inputs, tensors)
             except Exception as error:  # a tracer or a compiler may raise anything
-                self._give_up(explained(error))
+                self.give_up(explained(error))
                 return None
         graph = self.graphs[key]
         try:
             self._look_again(graph, inputs)
             found = list(graph.replay(inputs))
         except Exception as error:  # of other data than it was made on; without a graph it may do
-            self._give_up(explained(error) + _doubtful(graph.calls - graph.agreed))
+            self.give_up(explained(error) + _doubtful(graph.calls - graph.agreed))
             return None
         graph.calls += 1
         self.gain.runs += 1
@@ -154,7 +157,8 @@ class CompiledGradients:
         self.told_of_forms = True
         return True
 
-    def _give_up(self, reason: str) -> None:
+    def give_up(self, reason: str) -> None:
+        """Compile nothing from here on, and say why."""
         self.reason = reason
         self.gain.give_up(reason)
 
@@ -181,7 +185,9 @@ class CompiledGradients:
                 traced = trace(whole, _copies(inputs))
             with unnoticed(self.modules, self.device):
                 replay = plain = lower(
-                    traced, inputs, lambda replay: self._compare(replay, whole, inputs, tensors)
+                    traced,
+                    _copies(inputs),
+                    lambda replay: self._compare(replay, whole, inputs, tensors),
                 )
             if self.device.type in CAPTURING:
                 then = self.then and functools.partial(_hand_on, self.then, reached)

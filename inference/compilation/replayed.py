@@ -48,6 +48,7 @@ class _Graph:
         versions: how often each of these had been written to.
         taken: how often that was another.
         calls: of the second part, since it was last compared with the function.
+        last: function and inputs of the last of these.
     """
 
     once: Replay
@@ -58,6 +59,7 @@ class _Graph:
     versions: list[int] = field(default_factory=list)
     taken: int = 0
     calls: int = 0
+    last: tuple[Callable[..., tuple[Tensor, ...]], Sequence[Tensor], list[Tensor]] | None = None
 
     def take(self, fixed: list[Tensor]) -> bool:
         """Make of what is fixed what there is to make; whether it is another than before."""
@@ -140,10 +142,25 @@ class Replays:
             self.gain.give_up(explained(error))
             return None
         graph.calls += 1
+        graph.last = whole, moving, tensors
         self.gain.runs += 1
         # what a captured graph returns is written over by its next run
         captured = isinstance(graph.again, Captured)
         return tuple(value.clone() for value in found) if captured else tuple(found)
+
+    def settle(self) -> None:
+        """Compare every graph with its function once more, on what it was last run on.
+
+        Raises:
+            Doubtful: they differ.
+        """
+        for graph in self._graphs.values():
+            if graph.calls and graph.last is not None:
+                whole, moving, tensors = graph.last
+                graph.take(tensors)
+                self._agree_still(graph, whole, moving, tensors)
+        for other in self._others.values():
+            other.settle()
 
     def _find(
         self,
@@ -168,13 +185,7 @@ class Replays:
         elif graph.take(tensors) and (
             graph.taken & (graph.taken - 1) == 0 or graph.calls >= _BETWEEN
         ):
-            try:
-                self._agree(graph, whole, moving, tensors)
-            except Differs as error:
-                if graph.calls:
-                    raise Doubtful(explained(error)) from error
-                raise
-            graph.calls = 0
+            self._agree_still(graph, whole, moving, tensors)
         return graph
 
     def _make(
@@ -201,6 +212,22 @@ class Replays:
             if self.device.type in CAPTURING:
                 again = Captured(again, given)
         return _Graph(once, again, exact)
+
+    def _agree_still(
+        self,
+        graph: _Graph,
+        whole: Callable[..., tuple[Tensor, ...]],
+        moving: Sequence[Tensor],
+        tensors: list[Tensor],
+    ) -> None:
+        """Raise unless a graph still does what its function does; Doubtful where it was used."""
+        try:
+            self._agree(graph, whole, moving, tensors)
+        except Differs as error:
+            if graph.calls:
+                raise Doubtful(explained(error)) from error
+            raise
+        graph.calls = 0
 
     def _agree(
         self,

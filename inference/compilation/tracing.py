@@ -85,6 +85,8 @@ def _check_sizes(module: fx.GraphModule) -> None:
                 )
         elif torch.Tag.dynamic_output_shape in tags and changing & _choosing(node):
             sized.add(node)
+            if not node.users:  # but for its size, which is a number of Python's
+                raise Unrepeatable("the size of a tensor that depends on values is looked at")
         if (
             node.op == "placeholder"
             or torch.Tag.nondeterministic_seeded in tags
@@ -219,4 +221,8 @@ def known_values(leaves: Sequence[Any]) -> Hashable:
                 "a context is neither a tensor nor a value that can be told from others, but "
                 f"{type(leaf).__name__}"
             )
+    try:
+        hash(tuple(others))
+    except TypeError as error:
+        raise Unrepeatable(f"a context has no hash: {error}") from error
     return tuple(others)

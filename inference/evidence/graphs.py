@@ -21,6 +21,15 @@ class Graphs:
         self.gain = Gain()
         self._known: dict[str, Replays] = {}
 
+    def settle(self) -> None:
+        """Compare graphs and programs once more.
+
+        Raises:
+            Doubtful: they differ.
+        """
+        for replays in self._known.values():
+            replays.settle()
+
     def of(self, plan: ParticlePlan) -> Replays | None:
         """Those of a plan; None, and a warning, for programs that no graph can stand for."""
         if not plan.reproducible:

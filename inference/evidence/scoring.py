@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import (
     DataLoader,
+    IterableDataset,
     RandomSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
@@ -169,7 +170,15 @@ def score(
     with journal:
         try:
             scored = _score_batches(estimator, model, guide, batches, seed, journal, graphs)
+            if graphs is not None:
+                with scoring_scope(model, guide):
+                    graphs.settle()
         except Doubtful as error:
+            if isinstance(x, DataLoader) and isinstance(x.dataset, IterableDataset):
+                raise RuntimeError(
+                    f"compile=True: {error}. What the DataLoader gave may have been scored wrong, "
+                    "and it may not give it twice: begin again without compile"
+                ) from error
             if estimator.checkpoint is not None:
                 raise RuntimeError(
                     f"compile=True: {error}. What stands in {estimator.checkpoint} may be wrong: "

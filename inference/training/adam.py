@@ -7,10 +7,14 @@ kept, and all counts are raised at once.
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+_OTHER_SETTINGS = ["amsgrad", "maximize", "capturable", "differentiable", "decoupled_weight_decay"]
 
 
 class Adam(torch.optim.Adam):
@@ -30,9 +34,7 @@ class Adam(torch.optim.Adam):
         tensor([0.8000, 0.8000], requires_grad=True)
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._kept: _Kept | None = None
+    _kept: _Kept | None = None
 
     @torch.no_grad()
     def step_at_once(self) -> None:
@@ -40,7 +42,7 @@ class Adam(torch.optim.Adam):
         kept = self._kept
         if kept is None or not kept.holds(self):
             self.step()
-            self._kept = _Kept(self) if _is_plain(self.param_groups) else None
+            self._kept = _Kept(self) if _is_plain(self) else None
             return
         (group,) = self.param_groups
         kept.counts.add_(1)
@@ -62,25 +64,41 @@ class Adam(torch.optim.Adam):
         )
 
 
-def _is_plain(groups: list[dict[str, Any]]) -> bool:
-    if len(groups) != 1 or groups[0]["amsgrad"] or groups[0]["maximize"]:
+def _is_plain(optimizer: Adam) -> bool:
+    """Whether a step is one call of the kernel, and nothing else is asked for."""
+    if _asks_for_more(optimizer):
         return False
-    tensors: list[Tensor] = groups[0]["params"]
+    tensors: list[Tensor] = optimizer.param_groups[0]["params"]
     kinds = {(tensor.device.type, tensor.dtype) for tensor in tensors}
-    return bool(groups[0]["fused"]) and len(kinds) == 1 and ("cpu" in kinds.pop())
+    moved = any(tensor.grad is not None for tensor in tensors)
+    return len(kinds) == 1 and "cpu" in kinds.pop() and moved
+
+
+def _asks_for_more(optimizer: Adam) -> bool:
+    """Whether there are groups, settings or hooks that the kernel alone does not serve."""
+    groups = optimizer.param_groups
+    return (
+        len(groups) != 1
+        or not groups[0]["fused"]
+        or any(groups[0].get(name) for name in _OTHER_SETTINGS)
+        or bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+        or bool(_global_optimizer_pre_hooks or _global_optimizer_post_hooks)
+    )
 
 
 class _Kept:
     """The lists that a step takes: tensors with a gradient, and their state.
 
     Attributes:
-        tensors: what moves.
+        all: the parameters.
+        tensors: those that move.
         others: what had no gradient.
         counts: of steps, of which each tensor's own is a view.
     """
 
     def __init__(self, optimizer: Adam) -> None:
         tensors: list[Tensor] = optimizer.param_groups[0]["params"]
+        self.all = list(tensors)
         self.tensors = [tensor for tensor in tensors if tensor.grad is not None]
         self.others = [tensor for tensor in tensors if tensor.grad is None]
         self.states: list[dict[str, Tensor]] = [optimizer.state[one] for one in self.tensors]
@@ -92,11 +110,11 @@ class _Kept:
             state["step"] = step
 
     def holds(self, optimizer: Adam) -> bool:
-        """Whether nothing was put in the place of what is kept, and the same have a gradient."""
-        number = len(self.tensors) + len(self.others)
+        """Whether parameters and states are those that are kept, and the same have a gradient."""
         return (
-            len(optimizer.param_groups) == 1
-            and len(optimizer.param_groups[0]["params"]) == number
+            not _asks_for_more(optimizer)
+            and all(map(operator.is_, optimizer.param_groups[0]["params"], self.all))
+            and len(optimizer.param_groups[0]["params"]) == len(self.all)
             and all(
                 tensor.grad is not None and optimizer.state.get(tensor) is state
                 for tensor, state in zip(self.tensors, self.states, strict=True)

@@ -41,7 +41,7 @@ from ..compilation import CompiledGradients
 from ..modules import unnoticed
 from ..objectives import MonteCarloObjective, Penalised, without_penalties
 from ..programs import Program
-from ..rng import derive
+from ..rng import capture, derive, restore
 from ..spaces import refuse_other_space
 from .parameters import MARKER, Parameters
 from .warmup import weighted
@@ -308,7 +308,12 @@ class Loss:
     def _may_be_compiled(self) -> bool:
         """Whether a graph could stand for a step: it repeats what does not change from step to step
         on its own, as a warm-up of the objective and moving averages do."""
-        if self.compiled is None or self.compiled.reason or not self.differentiable:
+        if self.compiled is None or self.compiled.reason:
+            return False
+        if not self.differentiable:
+            self.compiled.give_up(
+                f"{type(self.objective).__name__} sets gradients itself, and has no loss to trace"
+            )
             return False
         return self.ours is None or not (self.ours.is_warming_up or self.ours._memory)
 
@@ -324,8 +329,11 @@ class Loss:
                 trace_pair(self.model, self.guide, args)
         tensors = self.tensors()
         self._size = size
+        before = capture(self.device)
         found = self.compiled(args, weight, tensors)
-        if found is None:
+        if found is None or self.parameters.changed:  # a comparison may show a new parameter
+            restore(before, self.device)
+            self._take_up()
             return None
         loss, gradients = found
         for tensor, gradient in zip(tensors, gradients, strict=True):

@@ -23,6 +23,11 @@ def _adam(tensors: list[Tensor], learning_rate: float, on_device: bool) -> Optim
     return torch.optim.Adam(tensors, lr=rate, fused=fused, capturable=device.type == "cuda")
 
 
+def _here(group: dict[str, Any]) -> dict[str, Any]:
+    """What of a group belongs to this process, and not to the run."""
+    return {name: group[name] for name in ("params", "capturable") if name in group}
+
+
 class Optimization:
     """The optimizer and its learning-rate schedule.
 
@@ -154,7 +159,7 @@ class Optimization:
         """Go on from what :meth:`state` returned."""
         groups = self.optimizer.state_dict()["param_groups"]
         pairs = zip(groups, state["groups"], strict=True)
-        merged = [{**saved, "params": group["params"]} for group, saved in pairs]
+        merged = [group | saved | _here(group) for group, saved in pairs]
         rates = [group["lr"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict({"state": {}, "param_groups": merged})
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
@@ -175,12 +180,15 @@ class Optimization:
                 full["state"][i] = states[name]
         self.optimizer.load_state_dict(full)
 
+    def _rate(self) -> dict[str, float]:
+        return {k: float(v) for k, v in self.optimizer.defaults.items() if k == "lr"}
+
     def fingerprint(self) -> dict[str, Any]:
         """What tells this optimizer and schedule from others."""
         defaults = {
             k: v
-            for k, v in self.optimizer.defaults.items()
-            if isinstance(v, bool | int | float | str | tuple) or v is None
+            for k, v in (self.optimizer.defaults | self._rate()).items()
+            if k != "capturable" and (isinstance(v, bool | int | float | str | tuple) or v is None)
         }
         listed = ", ".join(f"{k}={v}" for k, v in sorted(defaults.items()))
         return {

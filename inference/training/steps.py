@@ -50,6 +50,7 @@ class Steps:
         loss, optimization = self.loss, self.optimization
         if self.whole.train(args, n, weight, where):
             return self.settle() if self.whole.due else (0.0, 0.0)
+        settled = self.settle()  # what was not looked at has to be good before more is moved
         optimization.zero_grad()
         self.buffers.keep()
         before, known = capture(loss.device), loss.state()
@@ -86,7 +87,7 @@ class Steps:
             what = f"the loss is {both[0]:g}, its gradient's norm {both[1]:g}"
             raise where.non_finite(what, findings, wrong)
         optimization.step(norm)
-        return both[0] * n, both[1]
+        return settled[0] + both[0] * n, settled[1] + both[1]
 
     def settle(self) -> tuple[float, float]:
         """What the steps that were not looked at add to the losses and to the norms.
