@@ -123,8 +123,8 @@ class VectorQuantiser(nn.Module):
         if self.temperature:
             logits = away / -self.temperature
         else:
-            chosen = nn.functional.one_hot(away.argmin(-1), codebook.num_codes)
-            logits = torch.zeros_like(away).masked_fill(chosen == 0, -torch.inf)
+            nearest = away.argmin(-1, keepdim=True)
+            logits = torch.full_like(away, -torch.inf).scatter(-1, nearest, 0.0)
         numbers = dist.Categorical(logits=logits).to_event(grid_dim)
         quantised = Quantised(numbers, vectors, encoded)
         quantised.commitment, quantised.moves_codes = self.commitment, codebook.is_learned
