@@ -302,6 +302,25 @@ def test_a_context_that_looks_the_same_and_is_not():
     np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
 
 
+@pytest.mark.usefixtures("replayed")
+@pytest.mark.filterwarnings("ignore:compile. nothing")
+def test_a_value_that_is_another_in_every_step_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(gradients, "_ANY", 10)
+
+    class Told(Toy):
+        def guide(self, x, weight):
+            return super().guide(weight * x)
+
+        def model(self, x, weight):
+            return super().model(x)
+
+    x, toy = toy_data(160), Told()
+    batches = [(x[i : i + 8], i / 160) for i in range(0, 160, 8)]
+    loader = torch.utils.data.DataLoader(batches, batch_size=None)
+    with pytest.warns(NotCompiled, match="ever other values beside them"):
+        fit(toy.model, toy.guide, loader, epochs=1, seed=3, progress=False, compile=True)
+
+
 class Setting:
     """A context that can change and be the same object."""
 

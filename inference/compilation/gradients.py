@@ -26,6 +26,7 @@ from .told import Unrepeatable, explained, tell
 from .tracing import form_of, known_values, trace
 
 _MOST = 4  # graphs, each of which takes its time to make
+_ANY = 500  # forms, of which none is worth it
 _OFTEN = 5  # a form that comes no more often, as that of an epoch's last batch, is not worth it
 _SHIFT = 1e-2  # relative, of parameters, for one of the comparisons
 
@@ -107,6 +108,11 @@ class CompiledGradients:
         if key not in self.graphs:
             name = repr(key[:-1])
             self.seen[name] = self.seen.get(name, 0) + 1
+            if len(self.seen) > _ANY:
+                self.give_up(
+                    "batches come in ever other forms, or with ever other values beside them"
+                )
+                return None
             if self.seen[name] <= _OFTEN or self._has_enough():
                 self.gain.waited += 1
                 return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import linecache
+import os
 import sys
 import traceback
 import warnings
@@ -13,9 +14,9 @@ import pyro
 import torch
 
 _INSIDE = (
-    *(str(Path(file).parent) for file in (torch.__file__, pyro.__file__)),
+    *(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, pyro.__file__)),
     contextlib.__file__,
-    str(Path(__file__).parents[1]),
+    f"{Path(__file__).parents[1]}{os.sep}",
 )
 _LOOKS = "trying to get value out of a tracing tensor"
 
