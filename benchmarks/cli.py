@@ -21,6 +21,7 @@ import typer
 
 from ..inference import NonFiniteLoss, ProgramError, objectives
 from ..inference.tables import aligned, table
+from .bench import Bench, preview, run, shipped
 from .datasets import NAMES, DatasetError, available
 from .demo import EPOCHS, demo
 from .factories import FactoryError
@@ -315,22 +316,62 @@ def _pictures(
 @app.command("bench")
 @told
 def _bench(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="speed.")],
+    study: Annotated[
+        str,
+        typer.Argument(
+            metavar="STUDY", help=f"A study file, a shipped one ({', '.join(shipped())}), or speed."
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="The study's folder. [default: runs/STUDY; of speed: nothing is kept]"),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the cells and what they will cost; run nothing.")
+    ] = False,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Try cells again that have failed.")
+    ] = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of this machine, of one thread each. [default: its cores]"),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Workers of a Dask cluster on this machine.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of the scheduler of a Dask cluster.")
+    ] = None,
+    device: Annotated[str | None, _option("auto, cpu or cuda; of speed: cpu.", "auto")] = None,
+    data_folder: DataFolder = None,
     part: Annotated[
-        list[str] | None, typer.Option(help=f"Of {', '.join(PARTS)}; may be repeated.")
+        list[str] | None,
+        typer.Option(help=f"Of speed: of {', '.join(PARTS)}; may be repeated."),
     ] = None,
     rounds: Annotated[
-        int, typer.Option(min=1, help="In each of which all contenders have a turn.")
+        int, typer.Option(min=1, help="Of speed: in each, all contenders have a turn.")
     ] = ROUNDS,
-    device: Device = "cpu",
-    output: Annotated[
-        Path | None, typer.Option(help="Folder for the tables, the numbers and a picture.")
-    ] = None,
 ) -> None:
-    """Time this machine: ours against Pyro, Pythae, PyTorch by hand, and the least possible."""
-    if what != "speed":
-        raise ValueError(f"WHAT should be speed; found '{what}'")
-    bench(part or tuple(PARTS), rounds, str(find_device(device)), output)
+    """Run a study: train and score every cell of its grid, once. Or time this machine: speed."""
+    if study == "speed":
+        bench(part or tuple(PARTS), rounds, str(find_device(device or "cpu")), output)
+        return
+    if sum(one is not None for one in (processes, workers, scheduler)) > 1:
+        raise ValueError("choose one of --processes, --workers and --scheduler")
+    asked = Bench(
+        study,
+        output,
+        device or "auto",
+        None if data_folder is None else str(data_folder),
+        retry,
+        processes,
+        workers,
+        scheduler,
+    )
+    if dry_run:
+        preview(asked)
+    elif run(asked):
+        raise typer.Exit(1)
 
 
 @app.command("datasets")

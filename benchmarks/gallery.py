@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..inference.rng import forked
 from ..models import VAE, VQVAE, ConditionalVAE
 from .datasets import Dataset
 from .diagnostics import posterior_means
@@ -67,6 +68,23 @@ def gallery(
                 draw(model, dataset, file)
                 written[file] = what
     return written
+
+
+def draw_samples(run: Run, file: Path, seed: int = 0) -> bool:
+    """Draw what a model draws into one file, where that is known how: of a VAE of images.
+
+    Returns:
+        Whether there is a picture.
+    """
+    dataset = load_data(run.settings)
+    pair = load_pair(run, dataset)
+    model = pair.whole
+    known = isinstance(model, VAE | VQVAE) and not isinstance(model, ConditionalVAE)
+    if not known or len(dataset.shape) != 3:
+        return False
+    with forked(torch.device("cpu"), seed), pair.evaluating(), torch.no_grad():
+        _samples(model, dataset, file)
+    return True
 
 
 Draw = Callable[[Any, Dataset, Path], None]

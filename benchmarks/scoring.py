@@ -39,6 +39,7 @@ from ..inference import (
 )
 from ..inference.evidence.estimate import khat_threshold
 from ..inference.files import write_new
+from ..inference.rng import derive
 from ..inference.tables import table
 from ..models import load
 from .datasets import Dataset
@@ -115,8 +116,16 @@ class Answer:
     file: Path
 
 
-def evidence(run: Run, question: Question, output: Path | None = None) -> Answer:
+def evidence(
+    run: Run, question: Question, output: Path | None = None, part: tuple[int, int] = (0, 1)
+) -> Answer:
     """Score the held-out data of a run and write the answer.
+
+    Args:
+        run: the trained model.
+        question: what is asked of it.
+        output: the answer's file.
+        part: ``(i, n)`` scores the i-th of n parts of the data, with random numbers of its own.
 
     Raises:
         FileExistsError: the answer's file exists.
@@ -132,9 +141,12 @@ def evidence(run: Run, question: Question, output: Path | None = None) -> Answer
     check_writable(file.parent)
     device = find_device(question.device)
     journal = file.with_name(f".{file.name}.unfinished")
-    estimator = _estimator(question, journal)
+    index, parts = part
+    # parts that shared their draws would share their errors, which a mean takes for independent
+    seed = question.seed if parts == 1 else derive(question.seed, "part", index)
+    estimator = _estimator(replace(question, seed=seed), journal)
     dataset = _dataset(run, question)
-    rows = _rows(dataset, question)
+    rows = _rows(dataset, question).tensor_split(parts)[index]
     pair = load_pair(run, dataset, device)
     x = dataset.split(question.split)[rows]
     with pair.evaluating():

@@ -1,0 +1,238 @@
+"""A study file, in TOML, as a `Study`; every fault of its form is told at once, with its line.
+
+    title = "Which prior?"
+    seeds = [0, 1, 2]
+
+    [training]
+    epochs = 100
+
+    [data.digits]
+
+    [model."VampPrior"]
+    name = "vamp-vae"
+    options = {num_pseudo_inputs = 100}
+
+    [objective.ELBO]
+
+    [estimator.L_5000]
+    name = "importance-sampling"
+    options = {num_samples = 5000}
+
+An entry is called by its label and found by its name, which is the label where it is not given: a
+built-in one, or a factory as ``package.module:attribute``.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from ..runs import Settings
+from ..scoring import Question
+from .lines import Lines
+from .study import Entry, Study, StudyError
+
+TRAINING = ("epochs", "batch_size", "learning_rate", "warm_up", "patience", "clip", "compile")
+SCORING = ("split", "subset", "subset_seed", "seed")
+AXES: dict[str, tuple[str, ...]] = {
+    "data": (*TRAINING, "binarise"),
+    "model": TRAINING,
+    "objective": TRAINING,
+    "estimator": (*SCORING, "parts"),
+}
+TOP = ("title", "question", "seeds", "training", *AXES, "exclude", "published")
+PUBLISHED = {"value": float, "spread": float, "source": str, **dict.fromkeys(AXES, str)}
+TYPES = {**get_type_hints(Question), **get_type_hints(Settings), "parts": int}
+POSITIVE = ("epochs", "batch_size", "learning_rate", "patience", "clip", "subset", "parts")
+COUNTED = ("warm_up", "subset_seed", "seed")
+WITHOUT_OPTIONS = ("data",)
+
+
+def shipped() -> dict[str, Path]:
+    """The study files that come with pyrovae, by name."""
+    folder = Path(str(resources.files("pyrovae.benchmarks.studies")))
+    return {file.stem: file for file in sorted(folder.glob("*.toml"))}
+
+
+def read_study(path: str | Path) -> Study:
+    """The study in a file, or the shipped one of that name.
+
+    Raises:
+        FileNotFoundError: there is no such file, and none of that name is shipped.
+        StudyError: the file is not a study, for all of the reasons told.
+    """
+    file = Path(path)
+    if not file.exists() and str(path) in shipped():
+        file = shipped()[str(path)]
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"STUDY should be a study file, or one of {', '.join(shipped())}; there is no {path}"
+        )
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise StudyError(file, [(1, f"should be a text in UTF-8: {error}")]) from error
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise StudyError(file, [(_line_of(error, text), f"no TOML: {error}")]) from error
+    return _Reader(file, text, content).study()
+
+
+class _Reader:
+    """The content of a file turned into a study, faults gathered on the way."""
+
+    def __init__(self, file: Path, text: str, content: dict[str, Any]) -> None:
+        self.file, self.text, self.content = file, text, content
+        self.lines = Lines(text)
+        self.faults: list[tuple[int, str]] = []
+
+    def fault(self, what: str, *path: Any) -> None:
+        self.faults.append((self.lines.find(*path), what))
+
+    def study(self) -> Study:
+        self._known(self.content, TOP)
+        axes = {axis: self._axis(axis) for axis in AXES}
+        title = self._value(self.content, "title", str, (), self.file.stem)
+        question = self._value(self.content, "question", str, (), "")
+        found = Study(
+            name=self.file.stem,
+            title=title,
+            question=question,
+            seeds=self._seeds(),
+            training=self._settings(self._table("training"), TRAINING, ("training",)),
+            data=axes["data"],
+            models=axes["model"],
+            objectives=axes["objective"],
+            estimators=axes["estimator"],
+            exclude=self._tables("exclude", dict.fromkeys(list(AXES)[:3], str), axes),
+            published=self._tables("published", PUBLISHED, axes),
+            text=self.text,
+        )
+        if not self.faults and not list(found.points()):
+            self.fault("exclude should leave something of the grid; found nothing left", "exclude")
+        if self.faults:
+            raise StudyError(self.file, self.faults)
+        return found
+
+    def _known(self, table: dict[str, Any], names: Any, *path: Any) -> None:
+        for key in table:
+            if key not in names:
+                self.fault(f"unknown key '{key}'; there are {', '.join(names)}", *path, key)
+
+    def _table(self, *path: Any) -> dict[str, Any]:
+        found: Any = self.content
+        for key in path:
+            found = found.get(key, {})
+        if isinstance(found, dict):
+            return found
+        self.fault(f"'{path[-1]}' should be a table; found {found!r:.40}", *path)
+        return {}
+
+    def _value(
+        self, table: dict[str, Any], key: str, kind: Any, path: tuple[Any, ...], default: Any
+    ) -> Any:
+        if key not in table:
+            return default
+        if _fits(table[key], kind):
+            return table[key]
+        wanted = getattr(kind, "__name__", str(kind))
+        self.fault(f"{key} should be of type {wanted}; found {table[key]!r:.60}", *path, key)
+        return default
+
+    def _seeds(self) -> tuple[int, ...]:
+        seeds = self.content.get("seeds", [0])
+        if (
+            not isinstance(seeds, list)
+            or not seeds
+            or not all(_fits(seed, int) and 0 <= seed < 2**32 for seed in seeds)
+            or len(set(seeds)) < len(seeds)
+        ):
+            self.fault(
+                "seeds should be a list of different whole numbers from 0 to 2**32 - 1; "
+                f"found {seeds!r:.60}",
+                "seeds",
+            )
+            return (0,)
+        return tuple(seeds)
+
+    def _settings(
+        self, table: dict[str, Any], names: tuple[str, ...], path: tuple[Any, ...]
+    ) -> dict[str, Any]:
+        self._known(table, names, *path)
+        found = {}
+        for key in table:
+            if key in names:
+                value = self._value(table, key, TYPES[key], path, None)
+                if value is not None:
+                    if key in POSITIVE and value <= 0:
+                        self.fault(f"{key} should be more than 0; found {value!r}", *path, key)
+                    if key in COUNTED and value < 0:
+                        self.fault(f"{key} should be at least 0; found {value!r}", *path, key)
+                    found[key] = value
+        return found
+
+    def _axis(self, axis: str) -> tuple[Entry, ...]:
+        tables = self._table(axis)
+        if not tables:
+            self.fault(f"a study needs at least one [{axis}.LABEL]", axis)
+        return tuple(self._entry(axis, label) for label in tables)
+
+    def _entry(self, axis: str, label: str) -> Entry:
+        path, table = (axis, label), dict(self._table(axis, label))
+        name = self._value(table, "name", str, path, label)
+        options = self._value(table, "options", dict, path, {})
+        if options and axis in WITHOUT_OPTIONS:
+            self.fault(f"{axis} takes no options", *path, "options")
+        rest = {k: v for k, v in table.items() if k not in ("name", "options")}
+        if axis == "estimator":
+            return Entry(label, name, options, self._settings(rest, AXES[axis], path))
+        training = self._value(rest, "training", dict, path, {})
+        rest.pop("training", None)
+        own = self._settings(rest, tuple(set(AXES[axis]) - set(TRAINING)), path)
+        trained = self._settings(training, TRAINING, (*path, "training"))
+        return Entry(label, name, options, {**own, **trained})
+
+    def _tables(
+        self, key: str, kinds: dict[str, Any], axes: dict[str, tuple[Entry, ...]]
+    ) -> tuple[dict[str, Any], ...]:
+        """The tables of an array, whose entries name labels of the axes."""
+        tables = self.content.get(key, [])
+        if not isinstance(tables, list) or not all(isinstance(one, dict) for one in tables):
+            self.fault(f"'{key}' should be an array of tables, [[{key}]]", key)
+            return ()
+        for i, table in enumerate(tables):
+            self._known(table, kinds, key, i)
+            for name in table.keys() & kinds.keys():
+                value = self._value(table, name, kinds[name], (key, i), None)
+                labels = [one.label for one in axes.get(name, ())]
+                if name in axes and value is not None and value not in labels:
+                    self.fault(
+                        f"{name} should be one of {', '.join(labels)}; found '{value}'",
+                        key,
+                        i,
+                        name,
+                    )
+            if key == "published" and "value" not in table:
+                self.fault("a published number should have a value", key, i)
+        return tuple(tables)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a TOML value is of a type; a whole number is a number, a truth value is none."""
+    if isinstance(kind, UnionType):
+        return any(_fits(value, one) for one in get_args(kind))
+    kind = get_origin(kind) or kind
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, kind) or (kind is float and isinstance(value, int))
+
+
+def _line_of(error: tomllib.TOMLDecodeError, text: str) -> int:
+    """The line that the parser names in its message; of an end that came too soon, the last."""
+    _, found, rest = str(error).partition("line ")
+    digits = rest.partition(",")[0]
+    return int(digits) if found and digits.isdigit() else text.count("\n") + 1

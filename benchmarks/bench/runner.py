@@ -1,0 +1,236 @@
+"""Run a study: every cell once, whatever ends the runner, and however many of them there are."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import xarray as xr
+
+from ..training import Stopped
+from .folder import Folder, set_aside
+from .jobs import Job, Outcome, join_parts, write_record
+from .study import Cell
+from .workers import Workers
+
+WAIT, AGAIN = 0.5, 2.0  # seconds: to look around, and until a job that another runner has is tried
+
+
+@dataclass
+class Summary:
+    """How a study ended."""
+
+    done: int = 0
+    failed: list[tuple[Cell, str]] = field(default_factory=list)
+
+
+def run_study(
+    cells: Sequence[Cell],
+    folder: Folder,
+    workers: Workers,
+    retry: bool = False,
+    say: Callable[[str], None] = print,
+) -> Summary:
+    """Do what is left to do of these cells.
+
+    Args:
+        cells: of the study, begun in the folder.
+        folder: where its results are.
+        workers: who does the jobs, entered.
+        retry: whether cells that have failed are tried again.
+        say: is told of every cell that is finished.
+
+    Raises:
+        OSError: the machine refuses to go on (its disk is full); what is finished is kept.
+        Stopped: Ctrl-C, or a signal to a worker.
+    """
+    return _Runner(cells, folder, workers, retry, say).run()
+
+
+class _Runner:
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        folder: Folder,
+        workers: Workers,
+        retry: bool,
+        say: Callable[[str], None],
+    ) -> None:
+        self.cells = {cell.id: cell for cell in cells}
+        self.folder, self.workers, self.retry, self.say = folder, workers, retry, say
+        self.summary = Summary()
+        self.queue: deque[Job] = deque()
+        self.later: list[tuple[float, Job]] = []
+        self.running = 0
+        self.open: dict[str, int] = {}  # jobs of a cell that are queued or under way
+        self.seconds: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        self.warned: dict[str, list[str]] = defaultdict(list)
+        self.took: dict[str, list[float]] = defaultdict(list)
+        self.stop: BaseException | None = None
+
+    def run(self) -> Summary:
+        for cell in self.cells.values():
+            self._begin(cell)
+        if self.summary.done or self.summary.failed:
+            self.say(f"{self._share()} there already")
+        try:
+            while self.running or (self.stop is None and (self.queue or self.later)):
+                self._start()
+                for job, outcome in self._ended():
+                    self.running -= 1
+                    self._take(job, outcome)
+        except KeyboardInterrupt:
+            raise Stopped(
+                f"stopped; {self._share()} are kept, and the same command goes on", 130
+            ) from None
+        if self.stop is not None:
+            raise self.stop
+        return self.summary
+
+    def _ended(self) -> list[tuple[Job, Outcome]]:
+        if self.running:
+            return self.workers.wait(WAIT)
+        time.sleep(WAIT)  # until another runner is done with what is left
+        return []
+
+    def _start(self) -> None:
+        now = time.monotonic()
+        self.queue.extend(job for due, job in self.later if due <= now)
+        self.later = [(due, job) for due, job in self.later if due > now]
+        while self.stop is None and self.queue and self.running < self.workers.size:
+            job = self.queue.popleft()
+            if job.cell.id not in self.open:  # it has failed meanwhile
+                continue
+            if self.folder.record(job.cell).exists() and self._finished(job.cell):
+                continue
+            if job.done(self.folder):
+                self._take(job, Outcome("done"))
+                continue
+            self.workers.start(job)
+            self.running += 1
+
+    def _begin(self, cell: Cell) -> None:
+        record = self.folder.finished(cell)
+        if record is not None and record["status"] == "failed" and self.retry:
+            set_aside(self.folder.record(cell))
+            record = None
+        if record is None:
+            self.open[cell.id] = 1
+            self.queue.append(Job(cell))
+        else:
+            self._count(cell, record)
+
+    def _finished(self, cell: Cell) -> bool:
+        """Whether another runner has finished a cell that is open here."""
+        record = self.folder.finished(cell)
+        if record is None:
+            return False
+        del self.open[cell.id]
+        self._count(cell, record)
+        return True
+
+    def _count(self, cell: Cell, record: dict[str, Any]) -> None:
+        if record["status"] == "done":
+            self.summary.done += 1
+        else:
+            error = record["error"]
+            self.summary.failed.append((cell, f"{error['where']}: {error['message']}"))
+
+    def _take(self, job: Job, outcome: Outcome) -> None:
+        cell = job.cell
+        if outcome.status == "busy":
+            self.later.append((time.monotonic() + AGAIN, job))
+        elif outcome.status == "refused":
+            assert outcome.error is not None
+            self.stop = OSError(
+                f"{cell.label}: {outcome.error['message']}; {self._share()} are kept, and the same "
+                "command goes on"
+            )
+        elif outcome.status == "stopped":
+            self.stop = Stopped(f"a worker was stopped; {self._share()} are kept", 143)
+        elif cell.id in self.open:
+            self.seconds[cell.id][job.where] += outcome.seconds
+            self.warned[cell.id] += outcome.warnings
+            if outcome.status == "failed":
+                self._close(cell, outcome.error)
+            else:
+                if outcome.seconds > 1e-6:
+                    self.took[job.where].append(outcome.seconds)
+                self._go_on(job)
+
+    def _go_on(self, job: Job) -> None:
+        """What follows a job that is done: the estimates of a training, the record of a cell."""
+        cell = job.cell
+        if job.estimation is None:
+            following = list(_scores(cell))
+            self.open[cell.id] = len(following)
+            self.queue.extendleft(reversed(following))
+        else:
+            self.open[cell.id] -= 1
+        if not self.open[cell.id]:
+            for index in range(len(cell.estimations)):
+                join_parts(cell, index, self.folder)
+            self._close(cell, None)
+
+    def _close(self, cell: Cell, error: dict[str, str] | None) -> None:
+        del self.open[cell.id]
+        seconds = self.seconds[cell.id]
+        record = write_record(cell, self.folder, seconds, self.warned[cell.id], error)
+        self._count(cell, record)
+        if error is None:
+            words = f"{_log_p(record, self.folder)}; {sum(seconds.values()):.0f} s"
+        else:
+            words = f"failed ({error['where']}): {error['type']}: {error['message'][:200]}"
+        self.say(f"{self._share()}: {cell.label}: {words}{self._time_left()}")
+
+    def _share(self) -> str:
+        return f"{self.summary.done + len(self.summary.failed)} of {len(self.cells)} cells"
+
+    def _time_left(self) -> str:
+        """From the seconds that jobs of their kind have taken so far."""
+        left: Counter[str] = Counter()
+        for job in (*self.queue, *(job for _, job in self.later)):
+            if job.cell.id in self.open:
+                left[job.where] += 1
+                if job.estimation is None:
+                    left.update(following.where for following in _scores(job.cell))
+        seen = [took for all_of in self.took.values() for took in all_of]
+        if not left or not seen:
+            return ""
+        typical = statistics.mean(seen)
+        seconds = sum(
+            count * (statistics.mean(self.took[where]) if self.took[where] else typical)
+            for where, count in left.items()
+        )
+        return f"; about {in_words(seconds / self.workers.size)} left"
+
+
+def _scores(cell: Cell) -> Iterable[Job]:
+    for index, one in enumerate(cell.estimations):
+        for part in range(one.parts):
+            yield Job(cell, index, None if one.parts == 1 else part)
+
+
+def _log_p(record: dict[str, Any], folder: Folder) -> str:
+    """The first estimate, for people who watch."""
+    if not record["estimates"]:
+        return "nothing scored"
+    first = record["estimates"][0]
+    with xr.open_dataset(folder.path / first["file"], engine="scipy") as found:
+        value = float(found["log_evidence"].mean())
+    return f"{first['estimator']} {value:.2f}"
+
+
+def in_words(seconds: float) -> str:
+    """A length of time for people.
+
+    >>> in_words(42), in_words(150), in_words(7300)
+    ('42 s', '2 min', '2.0 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
