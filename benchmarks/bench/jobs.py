@@ -82,7 +82,9 @@ def do(job: Job, folder: Folder, threads: int | None = 1) -> Outcome:
     start = time.perf_counter()
     status: Status = "done"
     error = None
-    name = job.cell.training_id if job.estimation is None else _evidence_file(job, folder).stem
+    name = job.cell.training_id
+    if job.estimation is not None:
+        name = f"{name}-{_evidence_file(job, folder).stem}"
     with contextlib.ExitStack() as stack, warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("default")
         try:

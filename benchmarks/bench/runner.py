@@ -18,6 +18,7 @@ from .study import Cell
 from .workers import Workers
 
 WAIT, AGAIN = 0.5, 2.0  # seconds: to look around, and until a job that another runner has is tried
+SILENCE = 10.0  # seconds after which a job is told of whose cell is not finished
 
 
 @dataclass
@@ -71,6 +72,7 @@ class _Runner:
         self.warned: dict[str, list[str]] = defaultdict(list)
         self.took: dict[str, list[float]] = defaultdict(list)
         self.stop: BaseException | None = None
+        self.said = time.monotonic()
 
     def run(self) -> Summary:
         for cell in self.cells.values():
@@ -161,6 +163,8 @@ class _Runner:
                 if outcome.seconds > 1e-6:
                     self.took[job.where].append(outcome.seconds)
                 self._go_on(job)
+                if time.monotonic() - self.said > SILENCE:
+                    self._tell(f"{cell.label}: {job.where} done; {outcome.seconds:.0f} s")
 
     def _go_on(self, job: Job) -> None:
         """What follows a job that is done: the estimates of a training, the record of a cell."""
@@ -185,7 +189,11 @@ class _Runner:
             words = f"{_log_p(record, self.folder)}; {sum(seconds.values()):.0f} s"
         else:
             words = f"failed ({error['where']}): {error['type']}: {error['message'][:200]}"
-        self.say(f"{self._share()}: {cell.label}: {words}{self._time_left()}")
+        self._tell(f"{cell.label}: {words}")
+
+    def _tell(self, what: str) -> None:
+        self.say(f"{self._share()}: {what}{self._time_left()}")
+        self.said = time.monotonic()
 
     def _share(self) -> str:
         return f"{self.summary.done + len(self.summary.failed)} of {len(self.cells)} cells"

@@ -151,7 +151,7 @@ class Study:
         """All of them, seed by seed, so that a study cut short has something of every row.
 
         Args:
-            identities: by data's labels and factories' names, what settings alone do not tell of them.
+            identities: by data's labels and factories' names, what settings do not tell of them.
             where: device and data folder.
         """
         found = []
