@@ -7,6 +7,7 @@ imported everything, which takes a tenth of a second.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -158,8 +159,8 @@ class Cluster:
                 n_workers=workers,
                 threads_per_worker=1,
                 processes=True,
-                dashboard_address=None,
-                silence_logs="error",
+                dashboard_address=":0",
+                silence_logs=logging.ERROR,
             )
         try:
             self._client = distributed.Client(scheduler or self._local, timeout=30)
