@@ -28,6 +28,7 @@ from .factories import FactoryError
 from .gallery import gallery
 from .options import parse_options
 from .pairs import find_device
+from .report import report
 from .runs import Settings, default_output, going_on, open_run
 from .scoring import ESTIMATORS, NUM_SAMPLES, Question, evidence, summary
 from .speed import PARTS, bench
@@ -372,6 +373,20 @@ def _bench(
         preview(asked)
     elif run(asked):
         raise typer.Exit(1)
+
+
+@app.command("report")
+@told
+def _report(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A study's folder.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the report. [default: FOLDER]")
+    ] = None,
+) -> None:
+    """Write a study's report: one page, its twin in Markdown, figures and LaTeX tables."""
+    written = report(folder, output)
+    print(f"wrote {written[0]}")
+    print(f"beside it: {', '.join(str(f.relative_to(written[0].parent)) for f in written[1:])}")
 
 
 @app.command("datasets")
