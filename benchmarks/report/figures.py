@@ -19,7 +19,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from .results import Point, Results, Row
-from .statistics import score
+from .statistics import score, standard_error
 
 PALETTE = (
     "#3b82c4",
@@ -353,13 +353,17 @@ def _sandwiches(results: Results) -> Drawn | None:
                 axes.plot([low, high], [y, y], color=PALETTE[0], lw=6, alpha=0.35)
                 axes.plot(low, y, ">", color=PALETTE[0], ms=8)
                 axes.plot(high, y, "<", color=PALETTE[1], ms=8)
+                error = standard_error(run.upper - run.log_evidence)
                 axes.annotate(
-                    f"{high - low:+.3f}", (max(low, high), y), xytext=(10, -3),
+                    f"{high - low:+.3f} ± {error:.3f}",
+                    (max(low, high), y),
+                    xytext=(10, -3),
                     textcoords="offset points",
-                )  # fmt: skip
+                )
         axes.set_yticks(range(len(rows)), [name_of(row, results.rows) for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.margins(x=0.15)
+        axes.margins(x=0.3)
+        axes.ticklabel_format(axis="x", useOffset=False)
         axes.set_xlabel("mean log p(x) of simulated data, nats")
         axes.grid(alpha=0.25, axis="x")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,12 +32,12 @@ def _scores(results: Results) -> Table:
         ("± test set", "error from the finite number of data"),
         ("± seed", "error from training anew; a dash where there is one seed"),
         ("± binarisation", "error from having drawn the bits once; one draw cannot tell"),
-        ("seeds", "trainings"),
-        ("data N", "scored data"),
-        ("ELBO", "mean log-weight of the same samples"),
-        ("gap", "log p(x) less the ELBO"),
         ("k̂ or R̂ too high", "share of data whose estimate nothing vouches for"),
         ("side", "of log p(x), in expectation"),
+        ("ELBO", "mean log-weight of the same samples"),
+        ("gap", "log p(x) less the ELBO"),
+        ("seeds", "trainings"),
+        ("data N", "scored data"),
         ("published", "log p(x)"),
         ("distance", "ours less the published number"),
         ("seconds", "of the estimate, all seeds"),
@@ -56,12 +57,12 @@ def _scores(results: Results) -> Table:
                 number(found.data),
                 number(found.seed, 3),
                 Cell("one draw", math.inf),
-                Cell(str(found.num_seeds), found.num_seeds),
-                Cell(f"{found.num_data:,}", found.num_data),
-                number(found.elbo),
-                number(found.value - found.elbo),
                 percent(found.unreliable),
                 words(side),
+                number(found.elbo),
+                number(found.value - found.elbo),
+                Cell(str(found.num_seeds), found.num_seeds),
+                Cell(f"{found.num_data:,}", found.num_data),
                 number(math.nan if known is None else float(known["value"])),
                 number(away, signed=True),
                 number(sum(run.seconds for run in row.runs), 0),
@@ -176,7 +177,7 @@ def _trainings(results: Results) -> Table:
                 words(record["status"]),
             )
         )
-    return Table("trainings", "Trainings", headers, rows)
+    return without(Table("trainings", "Trainings", headers, rows), *_empty(results))
 
 
 def published(results: Results, row: Row) -> Published | None:
@@ -229,7 +230,7 @@ def sentences(results: Results) -> list[str]:
                 f"{name_of(row, results.rows)} is {away:+.2f} nats from the published "
                 f"{one['value']}" + (f" ({one['source']})." if "source" in one else ".")
             )
-    return [text.replace("-", "−") if text[:1] == "-" else text for text in found]
+    return [re.sub(r"(?<=[ (])-(?=\d)", "−", text) for text in found]
 
 
 def _last_sandwich(results: Results) -> Row:
