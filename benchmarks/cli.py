@@ -22,6 +22,7 @@ import typer
 from ..inference import NonFiniteLoss, ProgramError, objectives
 from ..inference.tables import aligned, table
 from .bench import Bench, preview, run, shipped
+from .claims import CLAIMS, claims
 from .datasets import NAMES, DatasetError, available
 from .demo import EPOCHS, demo
 from .factories import FactoryError
@@ -387,6 +388,22 @@ def _report(
     written = report(folder, output)
     print(f"wrote {written[0]}")
     print(f"beside it: {', '.join(str(f.relative_to(written[0].parent)) for f in written[1:])}")
+
+
+@app.command("claims")
+@told
+def _claims(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[CLAIM]...", help=f"Of {', '.join(c.name for c in CLAIMS)}."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for claims.md and claims.json.")
+    ] = None,
+) -> None:
+    """Measure what the derivation of the VAE claims; exit code 1 where a claim does not hold."""
+    if not claims(names, output):
+        raise typer.Exit(1)
 
 
 @app.command("datasets")

@@ -1,0 +1,216 @@
+"""What a prior, discrete codes, a context and an estimator change, on digits."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from ...inference import (
+    AnnealedImportanceSampling,
+    BidirectionalMonteCarlo,
+    ImportanceSampling,
+    JackknifeImportanceSampling,
+    Penalised,
+    RefinedImportanceSampling,
+    elbo_surgery,
+    fit,
+)
+from ...models import VQVAE, ConditionalVAE
+from ...models.likelihoods import Bernoulli
+from ...models.nets import MLP
+from ...models.nets.context import EncodedContext
+from ...models.posteriors import DiagonalNormal
+from ...models.priors import AutoregressivePrior, UniformCodes
+from ...models.quantised import Codebook, VectorQuantiser
+from .toys import digits, mean_and_error, trained
+from .verdict import Verdict, above, exactly, near
+
+
+def prior() -> list[Verdict]:
+    """A learned prior raises log p(x), and lies nearer to the codes' own distribution."""
+    x = digits().test
+    score = ImportanceSampling(num_samples=1000, seed=0)
+    found, base = [], None
+    for name, options in (
+        ("vae", {}),
+        ("mixture-vae", {"num_components": 50}),
+        ("vamp-vae", {"num_pseudo_inputs": 100}),
+    ):
+        vae = trained(name, **options)
+        values = score(vae.model, vae.guide, x).log_evidence
+        surgery = elbo_surgery(vae.model, vae.guide, x, num_samples=5)
+        distance = f"KL(q(z) ‖ p) {surgery.marginal_kl:.2f}, I_q {surgery.mutual_information:.2f}"
+        if base is None:
+            base = values, surgery
+            continue
+        gain, error = mean_and_error(values - base[0])
+        one = above(f"{name} over the normal, log p(x)", gain, error)
+        found.append(Verdict(one.what, one.expected, f"{one.measured}; {distance}", one.holds))
+        nearer = base[1].marginal_kl - surgery.marginal_kl
+        noise = math.hypot(base[1].marginal_kl_stderr, surgery.marginal_kl_stderr)
+        found.append(above(f"{name}: KL(q(z) ‖ p) less by", nearer, noise))
+    return found
+
+
+def codes() -> list[Verdict]:
+    """A VQ-VAE with 16^4 grids of codes: log p(x) is a sum over them all."""
+    data = digits()
+    torch.manual_seed(0)
+    encoder = nn.Sequential(MLP(64, 16 * 4, (100,)), nn.Unflatten(-1, (16, 2, 2)))
+    quantiser = VectorQuantiser(encoder, Codebook(16, 16), (2, 2))
+    decoder = nn.Sequential(nn.Flatten(-3), MLP(16 * 4, 64, (100,)))
+    uniform = VQVAE(UniformCodes((2, 2), 16), quantiser, Bernoulli(decoder))
+    learned = VQVAE(AutoregressivePrior((2, 2), 16), quantiser, uniform.likelihood)
+    learned.only_prior()
+    for model, epochs in ((uniform, 80), (learned, 40)):
+        fit(
+            model.model,
+            model.guide,
+            data.train,
+            objective=Penalised(),
+            epochs=epochs,
+            learning_rate=2e-3,
+            transform=data.transform,
+            seed=0,
+            progress=False,
+        )
+        model.eval()
+    with torch.no_grad():
+        x = data.test
+        seen = uniform.codes(x)
+        bound = (uniform.decode(seen).log_prob(x) + uniform.prior().log_prob(seen)).double()
+        gap, error = mean_and_error(uniform.log_evidence(x).double() - bound)
+        trained_on = uniform.codes((data.train > 0.5).float()).flatten(1)
+        numbers = (trained_on * 16 ** torch.arange(4)).sum(1)
+        share = torch.bincount(numbers, minlength=16**4).double() / len(numbers)
+        grids = (torch.arange(16**4)[:, None] // 16 ** torch.arange(4) % 16).reshape(-1, 2, 2)
+        log_learned = learned.prior().log_prob(grids).double()
+        total = float(log_learned.exp().sum())
+        kl_uniform = float((share.xlogy(share)).sum()) + math.log(16**4)
+        kl_learned = float((share.xlogy(share) - share * log_learned).sum())
+        cut = float((share * (log_learned + math.log(16**4))).sum())
+    return [
+        above("gap of the bound under a certain code", gap, error),
+        exactly("the learned prior's total less 1", abs(total - 1), 1e-4),
+        exactly(
+            "cut of the rate less (KL of uniform − KL of learned)",
+            abs(cut - kl_uniform + kl_learned),
+            1e-6,
+        ),
+        Verdict(
+            "cut of the rate by a learned prior",
+            f"0 to KL(p̂ ‖ uniform) = {kl_uniform:.2f}, half of it at least",
+            f"{cut:.2f}",
+            kl_uniform / 2 < cut <= kl_uniform,
+        ),
+    ]
+
+
+def conditional() -> list[Verdict]:
+    """log p(y | x): exact where it is conjugate; digits' unseen quarters the better known, the
+    more of the image is seen."""
+    slope = torch.tensor([0.5, -1.0], dtype=torch.float64)
+
+    def model(y: Tensor, c: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(c * slope, 1.0).to_event(1))
+            pyro.sample("y", dist.Normal(z, 0.5).to_event(1), obs=y)
+
+    def guide(y: Tensor, c: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Normal((c * slope + y) / 2, 0.8).to_event(1))
+
+    torch.manual_seed(0)
+    c = torch.randn(50, 1).double()
+    y = c * slope + torch.randn(50, 2).double() * 1.25**0.5
+    exact = dist.Normal(c * slope, 1.25**0.5).log_prob(y).sum(-1)
+    found = []
+    for name, estimator in (
+        ("L_5000", ImportanceSampling(num_samples=5000, seed=0)),
+        ("AIS", AnnealedImportanceSampling(num_temperatures=50, num_chains=32, seed=0)),
+    ):
+        estimate = estimator(model, guide, y, c)
+        away = float((estimate.log_evidence - estimate.bias - exact).mean())
+        found.append(near(f"{name} less exact", away, estimate.mean().monte_carlo_stderr, 0.0))
+    for quarters in (1, 2, 3):
+        found.append(_quarters(quarters))
+    return found
+
+
+def _quarters(count: int) -> Verdict:
+    """What seeing some quarters of a digit adds to knowing the rest, by the pixel."""
+    data = digits()
+    seen = torch.zeros(8, 8, dtype=torch.bool)
+    for row, column in ((1, 0), (0, 0), (1, 1))[:count]:
+        seen[4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = True
+    seen = seen.flatten()
+    scores = {}
+    for told in (True, False):
+        torch.manual_seed(0)
+        unseen, size = int((~seen).sum()), int(seen.sum())
+        net = MLP(size, 16, (64,))
+        cvae = ConditionalVAE(
+            DiagonalNormal(EncodedContext(net, [nn.Identity()], alone=True)),
+            DiagonalNormal(MLP(64, 16, (64,))),
+            Bernoulli(MLP(8 + size, unseen, (64,))),
+            conditional_prior=True,
+        )
+
+        def shown(x: Tensor, told: bool = told) -> Tensor:
+            return x[:, seen] if told else torch.zeros_like(x[:, seen])
+
+        bits = (data.train > 0.5).float()
+        fit(
+            cvae.model,
+            cvae.guide,
+            bits[:, ~seen],
+            shown(bits),
+            epochs=60,
+            learning_rate=2e-3,
+            validation=(data.validation[:, ~seen], shown(data.validation)),
+            patience=10,
+            seed=0,
+            progress=False,
+        )
+        cvae.eval()
+        estimate = ImportanceSampling(num_samples=500, seed=0)(
+            cvae.model, cvae.guide, data.test[:, ~seen], shown(data.test)
+        )
+        scores[told] = estimate.log_evidence
+    gain, error = mean_and_error(scores[True] - scores[False])
+    return above(f"gain of {count} quarters seen over none", gain, error)
+
+
+def estimator() -> list[Verdict]:
+    """One VAE of digits under four estimators, and the sandwich of simulated data."""
+    vae, x = trained(), digits().subset("test", 50, seed=0)
+    pair = vae.model, vae.guide
+    few = ImportanceSampling(num_samples=50, seed=0)(*pair, x)
+    many = ImportanceSampling(num_samples=5000, seed=0)(*pair, x)
+    refined = RefinedImportanceSampling(num_samples=2000, num_steps=200, seed=0)(*pair, x)
+    jackknife = JackknifeImportanceSampling(num_samples=5000, seed=1)(*pair, x)
+    annealed = AnnealedImportanceSampling(num_temperatures=300, num_chains=32, seed=0)(*pair, x)
+    found = [above("AIS less L_50", *mean_and_error(annealed.log_evidence - few.log_evidence))]
+    for name, one in (("L_5000", many), ("refined", refined), ("jackknife", jackknife)):
+        away = float((one.log_evidence - annealed.log_evidence).mean())
+        noise = math.hypot(one.mean().monte_carlo_stderr, annealed.mean().monte_carlo_stderr)
+        found.append(
+            Verdict(
+                f"{name} less AIS",
+                "not above 0",
+                f"{away:+.4f} ± {noise:.2g}",
+                away < 4 * noise,
+            )
+        )
+    sandwich = BidirectionalMonteCarlo(num_temperatures=300, num_chains=16, seed=0)(*pair, x)
+    gap, error = sandwich.mean_gap()
+    found.append(
+        Verdict(
+            "gap of the sandwich", "under 0.1", f"{gap:.4f} ± {error:.2g}", gap + 4 * error < 0.1
+        )
+    )
+    return found
