@@ -61,15 +61,21 @@ CLAIMS = (
     Claim("prior", "the prior matters", "models/priors/vamp.py", models.prior),
     Claim(
         "codes",
-        "VQ-VAE: discrete codes, with a prior learned",
+        "VQ-VAE: discrete codes, and a prior learned of them",
         "models/quantised/vqvae.py",
         models.codes,
     ),
     Claim(
-        "conditional", "conditional VAE: log p(y|x)", "models/conditional.py", models.conditional
+        "conditional",
+        "conditional VAE: log p(y|x)",
+        "models/conditional.py",
+        models.conditional,
     ),
     Claim(
-        "estimator", "the estimator matters", "inference/evidence/comparison.py", models.estimator
+        "estimator",
+        "the estimator matters",
+        "inference/evidence/comparison.py",
+        models.estimator,
     ),
 )
 
@@ -143,6 +149,7 @@ def _rows(found: Sequence[tuple[Claim, list[Verdict], float]]) -> list[tuple[str
     ]
 
 
+BAR = "\\|"  # one that ends no cell of a Markdown table
 HEADERS = ("claim", "measured", "expected", "found", "verdict", "seconds")
 
 
@@ -161,26 +168,21 @@ def _keep(
     for claim, verdicts, _ in found:
         for i, one in enumerate(verdicts):
             first = (claim.says, f"`{claim.shown_by}`") if i == 0 else ("", "")
-            cells = (
-                *first,
-                one.what,
-                one.expected,
-                one.measured,
-                "holds" if one.holds else "FAILS",
-            )
-            lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+            verdict = "holds" if one.holds else "FAILS"
+            cells = (*first, one.what, one.expected, one.measured, verdict)
+            lines.append(f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |")
     lines.append(f"\n`pyrovae claims --output {folder}`: {seconds:.0f} s; {machine['summary']}\n")
     record: dict[str, Any] = {
         "machine": machine,
         "seconds": seconds,
         "claims": [
             {
-                "name": c.name,
-                "says": c.says,
-                "verdicts": [asdict(v) for v in verdicts],
-                "seconds": s,
+                "name": claim.name,
+                "says": claim.says,
+                "verdicts": [asdict(one) for one in verdicts],
+                "seconds": taken,
             }
-            for c, verdicts, s in found
+            for claim, verdicts, taken in found
         ],
     }
     keep(folder, "claims", "\n".join(lines), record)

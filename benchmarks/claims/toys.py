@@ -1,4 +1,7 @@
-r"""Toy T, whose every number is known: z ~ N(0, I_d), x | z ~ N(z, σ² I), p(x) = N(0, (1 + σ²) I)."""
+"""Programs whose numbers are known, and VAEs of digits, which are trained once.
+
+Toy T: z ~ N(0, I_d), x | z ~ N(z, σ² I), so that p(x) = N(0, (1 + σ²) I).
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,7 @@ class Curved(nn.Module):
         self.register_buffer("weight", torch.randn(6, 2, generator=generator).double())
 
     def mean(self, z: Tensor) -> Tensor:
-        return torch.sin(z @ self.get_buffer("weight").T)
+        return torch.tanh(z @ self.get_buffer("weight").T)
 
     def model(self, x: Tensor) -> None:
         with pyro.plate("data", len(x)):
