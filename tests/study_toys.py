@@ -30,7 +30,7 @@ def data() -> Dataset:
 
 
 class Normal(nn.Module):
-    """z ~ N(0, 1), x ~ N(z + b, 1), with the posterior as guide; ``act`` is called at each batch."""
+    """z ~ N(0, 1), x ~ N(z + b, 1), with the posterior as guide; ``act`` runs in each batch."""
 
     def __init__(self, act: Callable[[], Any] | None = None) -> None:
         super().__init__()
