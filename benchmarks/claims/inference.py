@@ -6,6 +6,7 @@ r"""The ELBO as (likelihood) minus (distance), what amortising costs, and gradie
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pyro
@@ -78,7 +79,7 @@ def amortisation() -> list[Verdict]:
     return verdicts
 
 
-def _diagonal(linear: LinearGaussianVAE) -> object:
+def _diagonal(linear: LinearGaussianVAE) -> Callable[[Tensor], None]:
     """The posterior as the diagonal normal that it is."""
 
     def guide(x: Tensor) -> None:
