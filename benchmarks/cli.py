@@ -34,6 +34,7 @@ from .runs import Settings, default_output, going_on, open_run
 from .scoring import ESTIMATORS, NUM_SAMPLES, Question, evidence, summary
 from .speed import PARTS, bench
 from .speed.bench import ROUNDS
+from .torchrun import joined
 from .training import Stopped, Trained, go_on, resume, train
 from .zoo import MODELS
 
@@ -200,7 +201,10 @@ def _train(
         bool, typer.Option("--resume", help="Go on with the run in --output, with its settings.")
     ] = False,
 ) -> None:
-    """Train a model, built in or your own, into a run folder."""
+    """Train a model, built in or your own, into a run folder.
+
+    torchrun --nproc-per-node N -m pyrovae train ... shares each batch out among N processes.
+    """
     given: dict[str, Any] = {
         "data": data,
         "model": model,
@@ -223,10 +227,13 @@ def _train(
     settings = Settings(**given)
     if output is None:
         output = default_output(settings)
-    if resume_:
-        _tell_training(resume(going_on(open_run(output), given)))
-    else:
-        _tell_training(train(settings, output))
+    with joined(settings.device) as group:
+        if resume_:
+            trained = resume(going_on(open_run(output), given), group=group)
+        else:
+            trained = train(settings, output, group=group)
+        if trained.run.writes:
+            _tell_training(trained)
 
 
 def _tell_training(trained: Trained) -> None:

@@ -18,7 +18,7 @@ import re
 import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
@@ -76,11 +76,15 @@ class Settings:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder and what its ``run.json`` says besides the settings."""
+    """A run folder and what its ``run.json`` says besides the settings.
+
+    Of several processes that train together, one ``writes``.
+    """
 
     path: Path
     settings: Settings
     record: Mapping[str, Any] = field(default_factory=dict)
+    writes: bool = True
 
     @property
     def checkpoint(self) -> Path:
@@ -131,7 +135,9 @@ class Run:
 
     def write(self, **record: Any) -> Run:
         """Write ``run.json`` with these entries added; returns the run as it then is."""
-        run = Run(self.path, self.settings, {**self.record, **record})
+        run = replace(self, record={**self.record, **record})
+        if not self.writes:
+            return run
         content = {
             "format": FORMAT,
             "command": self.settings.command(self.path),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro.infer
+import torch.distributed
 
 from ..inference import History, TrainingInterrupted, fit, objectives
 from ..inference.evidence.estimate import versions
@@ -22,6 +24,9 @@ from .pairs import Pair, build, find_device, model_options
 from .pictures import learning_curve
 from .runs import Run, Settings, new_folder
 from .zoo import MODELS
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 OBJECTIVES: dict[str, Callable[..., Any]] = {
     **{name: getattr(objectives.named, name) for name in objectives.named.NAMES},
@@ -66,8 +71,15 @@ class Stopped(KeyboardInterrupt):
         self.exit_code = exit_code
 
 
-def train(settings: Settings, output: str | Path, progress: bool = True) -> Trained:
+def train(
+    settings: Settings,
+    output: str | Path,
+    progress: bool = True,
+    group: ProcessGroup | None = None,
+) -> Trained:
     """Train in a new folder.
+
+    Of a group of processes that train together, the first writes.
 
     Raises:
         FileExistsError: ``output`` holds something.
@@ -76,7 +88,7 @@ def train(settings: Settings, output: str | Path, progress: bool = True) -> Trai
         NonFiniteLoss: the loss was not finite; the last good state is in the folder.
         Stopped: Ctrl-C.
     """
-    with new_folder(output) as folder:
+    with new_folder(output) if _writes(group) else nullcontext(Path(output)) as folder:
         make_objective(settings)
         dataset = load_data(settings)
         options = model_options(settings.model, settings.options, dataset.shape)
@@ -85,19 +97,24 @@ def train(settings: Settings, output: str | Path, progress: bool = True) -> Trai
             options = resolved(look_up("model", settings.model, MODELS), options)
         settings = replace(settings, options=options)
         pair = build(settings.model, options, dataset.train, settings.seed)
-        run = Run(folder, settings).write(
+        run = Run(folder, settings, writes=_writes(group)).write(
             dataset=describe(dataset), versions=versions(), started=_now()
         )
-        return _fit(run, dataset, pair, resume=False, progress=progress)
+        return _fit(run, dataset, pair, resume=False, progress=progress, group=group)
 
 
-def resume(run: Run, progress: bool = True) -> Trained:
+def _writes(group: ProcessGroup | None) -> bool:
+    return group is None or torch.distributed.get_rank(group) == 0
+
+
+def resume(run: Run, progress: bool = True, group: ProcessGroup | None = None) -> Trained:
     """Go on with a run, exactly as if it had never stopped.
 
     Raises:
         ValueError: the data are not those that the run began with, or its checkpoint is damaged.
         Stopped: Ctrl-C.
     """
+    run = replace(run, writes=_writes(group))
     dataset = load_data(run.settings)
     check_data(run, dataset)
     pair = build(run.settings.model, run.settings.options, dataset.train, run.settings.seed)
@@ -109,7 +126,8 @@ def resume(run: Run, progress: bool = True) -> Trained:
     before = _modified(run.checkpoint)
     try:
         # until training ends again, what counts is the checkpoint
-        return _fit(run.write(result=None), dataset, pair, resume=True, progress=progress)
+        run = run.write(result=None)
+        return _fit(run, dataset, pair, resume=True, progress=progress, group=group)
     except Exception:
         if _modified(run.checkpoint) == before:
             run.write()
@@ -188,7 +206,13 @@ def check_data(run: Run, dataset: Dataset) -> None:
 
 
 def _call_fit(
-    run: Run, dataset: Dataset, pair: Pair, epochs: int, resume: bool, progress: bool
+    run: Run,
+    dataset: Dataset,
+    pair: Pair,
+    epochs: int,
+    resume: bool,
+    progress: bool,
+    group: ProcessGroup | None = None,
 ) -> History:
     settings = run.settings
     device = find_device(settings.device)
@@ -213,15 +237,25 @@ def _call_fit(
         resume=resume,
         progress=progress,
         compile=settings.compile,
+        group=group,
     )
 
 
-def _fit(run: Run, dataset: Dataset, pair: Pair, resume: bool, progress: bool) -> Trained:
+def _fit(
+    run: Run,
+    dataset: Dataset,
+    pair: Pair,
+    resume: bool,
+    progress: bool,
+    group: ProcessGroup | None,
+) -> Trained:
     try:
-        history = _call_fit(run, dataset, pair, run.settings.epochs, resume, progress)
+        history = _call_fit(run, dataset, pair, run.settings.epochs, resume, progress, group)
     except TrainingInterrupted as stop:
         what = str(stop).partition("; to go on")[0]
         raise Stopped(f"{what}\n{go_on(run)}", 128 + stop.signal) from stop
+    if not run.writes:
+        return Trained(run, dataset, pair, history, None)
     unsaved = _save_model(run, pair)
     table = history.to_pandas().to_csv()
     write_atomically(run.history, table.encode())

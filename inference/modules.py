@@ -207,6 +207,15 @@ class Buffers:
                 version = 0 if value.is_inference() else value._version
                 self._kept[name] = (value, version, value.detach().clone())
 
+    def changed(self) -> list[str]:
+        """Names of those that are not what they were at the last :meth:`keep`."""
+        current = self.current()
+        return [
+            name
+            for name, (value, _, copy) in self._kept.items()
+            if current.get(name) is not value or not torch.equal(value, copy)
+        ]
+
     def put_back(self) -> None:
         """Return to the tensors, and their values, of the last :meth:`keep`."""
         current = self.current()

@@ -31,9 +31,10 @@ print(json.dumps({name: importlib.import_module(name).__file__ for name in names
 
 
 def packages_on_disk(root: Path) -> list[str]:
-    """Every folder that holds code, by the name it is installed under."""
+    """Every folder that holds code, by the name it is installed under: `pyrovae` is command/."""
     folders = {file.parent for top in TOPS for file in (root / top).rglob("*.py")}
-    return sorted(".".join(("pyrovae", *folder.relative_to(root).parts)) for folder in folders)
+    names = (".".join(("pyrovae", *folder.relative_to(root).parts)) for folder in folders)
+    return sorted(("pyrovae", *names))
 
 
 def packages_listed(root: Path) -> list[str]:
@@ -120,13 +121,14 @@ def test_an_archive_installs_and_imports(built: dict[str, Path], kind: str, tmp_
     )
     assert contents(target / "pyrovae") == contents(ROOT)
 
-    names = packages_on_disk(ROOT)
+    names = [name for name in packages_on_disk(ROOT) if name != "pyrovae"]
     printed = run(sys.executable, "-c", IMPORT_ALL, target, *names, cwd=elsewhere)
     imported = {name: Path(file) for name, file in json.loads(printed.splitlines()[-1]).items()}
     assert imported == {name: target.joinpath(*name.split("."), "__init__.py") for name in names}
     for top in TOPS:
         assert (target / "pyrovae" / top / "py.typed").is_file()
     assert not (target / "pyrovae" / "__init__.py").exists()
+    assert (target / "pyrovae" / "__main__.py").is_file()  # python -m pyrovae
 
 
 def test_the_sdist_holds_what_its_tests_need(built: dict[str, Path]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro.infer import Trace_ELBO
@@ -15,6 +15,9 @@ from torch.utils.data import DataLoader
 from .history import History
 from .loop import Training
 from .settings import Settings, as_path
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def fit(
@@ -40,6 +43,7 @@ def fit(
     resume: bool = False,
     progress: bool = True,
     compile: bool = False,
+    group: ProcessGroup | None = None,
 ) -> History:
     r"""Train a program pair on data.
 
@@ -87,6 +91,13 @@ def fit(
             is found out. Such a program, and one whose run depends on values, is run as it is,
             and :class:`~pyrovae.inference.NotCompiled` says why. While one is traced, no other
             thread may run Pyro's.
+        group: of processes that make the same call, say ``torch.distributed.group.WORLD`` under
+            ``torchrun``. Each takes a part of every batch, and all end with the same parameters:
+            those of one process with the same batches, but for the order of sums. Random numbers
+            are drawn for the whole batch by everyone. That a batch is the sum of its parts is
+            looked at with the first one; where data are looked at across it (batch norm, a moving
+            average), the call is refused. The first process alone writes, shows and warns. The
+            number of processes may be another one when a run goes on.
 
     Returns:
         What happened in each epoch. The parameters are left where training brought them. A latent
@@ -133,4 +144,4 @@ def fit(
         compile=compile,
     )
     objective = Trace_ELBO() if objective is None else objective
-    return Training(settings, model, guide, x, context, objective, validation, device).run()
+    return Training(settings, model, guide, x, context, objective, validation, device, group).run()

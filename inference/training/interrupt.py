@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -32,16 +33,23 @@ class Interrupt:
 
     A process that ignores the signal (``nohup``) goes on ignoring it, a handler that Python cannot
     put back stays where it is, and so does one that the program has made for SIGTERM.
+
+    Args:
+        echo: seconds in which a second signal is taken for the first one, told twice: a launcher
+            passes on the Ctrl-C that its terminal has sent to all processes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, echo: float = 0.0) -> None:
         self.requested: signal.Signals | None = None
+        self.echo = echo
+        self._since = 0.0
         self._previous: dict[signal.Signals, Any] = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self.requested and time.monotonic() - self._since >= self.echo:
             raise KeyboardInterrupt
-        self.requested = signal.Signals(number)
+        if not self.requested:
+            self.requested, self._since = signal.Signals(number), time.monotonic()
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():

@@ -14,22 +14,24 @@ Hoffman, Blei, Wang and Paisley, *Stochastic variational inference*, 2013. Kingm
 from __future__ import annotations
 
 import math
+import signal
 import sys
 import time
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, TypeVar
 
 import pyro
 import pyro.distributions as dist
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..compilation import CAPTURING
 from ..modules import Buffers, Modules, mode
 from ..objectives import MonteCarloObjective, without_penalties
-from ..rng import derive, forked
+from ..rng import capture, derive, forked
 from . import checkpoint as files
 from .collapse import PosteriorCollapse, collapsed, explain
 from .data import LoaderData, TensorData, make_data, make_validation
@@ -38,11 +40,15 @@ from .history import History
 from .interrupt import Interrupt, TrainingInterrupted
 from .objective import JIT, Loss, trace_pair
 from .optimization import Optimization
+from .parallel import Processes, Together
+from .parallel.together import HINT
 from .parameters import Parameters
 from .settings import Settings, check_call, find_device
 from .state import Position, State, compare, describe, versions
 from .steps import FAILURES, Steps, find_cause, note_context
 from .warmup import beta
+
+T = TypeVar("T")
 
 
 class Training:
@@ -58,9 +64,12 @@ class Training:
         objective: Any,
         validation: Any,
         device: torch.device | str | None,
+        group: Any,
     ) -> None:
-        check_call(settings, model, guide, x, objective, validation)
+        check_call(settings, model, guide, x, objective, validation, group)
         self.settings = settings
+        self.processes = None if group is None else Processes(group)
+        self.speaks = self.processes is None or self.processes.first
         modules = Modules(model, guide)
         bare = without_penalties(objective)
         ours = bare if isinstance(bare, MonteCarloObjective) else None
@@ -68,14 +77,14 @@ class Training:
             modules.owned["baseline"] = ours.network
         self.parameters = Parameters(modules)
         self.device = find_device(device, self.parameters.device(), x)
-        self.saved = self._read_checkpoint()
+        self.saved = self._by_first(self._read_checkpoint)
         self.data = make_data("x", x, context, settings.batch_size, self.device)
         self.validation = (
             None
             if validation is None
             else make_validation(validation, self.data, settings.batch_size, self.device)
         )
-        self.seed = self._choose_seed()
+        self.seed = self._by_first(self._choose_seed)
         if isinstance(objective, JIT) and isinstance(self.data, TensorData) and self.data.ragged:
             raise ValueError(
                 f"batch_size: must divide the number of data, {self.data.num_data}, for a compiled "
@@ -88,7 +97,10 @@ class Training:
             self.loss.check_warm_up()
         if ours is not None:
             ours.reset()  # the run is decided by its arguments, or by its checkpoint
-        self.interrupt = Interrupt()
+        self.interrupt = Interrupt(echo=0.0 if self.processes is None else 5.0)
+
+    def _by_first(self, function: Callable[[], T]) -> T:
+        return function() if self.processes is None else self.processes.by_first(function)
 
     def _read_checkpoint(self) -> dict[str, Any] | None:
         path = self.settings.checkpoint
@@ -132,7 +144,8 @@ class Training:
             ids = self.parameters.ids
             self.roots = modules.roots(ids)
             self.buffers = Buffers(modules.buffers(ids), copy_all=self.settings.compile)
-            self.steps = Steps(self.loss, self.optimization, self.buffers)
+            self.together = self._share_out()
+            self.steps = Steps(self.loss, self.optimization, self.buffers, self.together)
             stack.callback(self.optimization.zero_grad)
             stack.callback(self.loss.end_warm_up)
             stack.enter_context(mode(self.roots, True))
@@ -151,6 +164,33 @@ class Training:
             self.state.history.compile_seconds = self.loss.compiled.gain.cost
             self.loss.compiled.gain.tell()
         return self.state.history
+
+    def _share_out(self) -> Together | None:
+        """What several processes need to work on one batch, if there are several."""
+        if self.processes is None:
+            return None
+        assert isinstance(self.data, TensorData)
+        assert self.validation is None or isinstance(self.validation, TensorData)
+        x = self.data.x if isinstance(self.data.x, tuple) else (self.data.x,)
+        context = [c for c in self.data.context if isinstance(c, Tensor)]
+        self.processes.check_same("the data", [*x, *context], HINT)
+        tensors = self.parameters.tensors().values()
+        self.processes.check_same("the parameters", tensors, HINT)
+        return Together(
+            self.processes,
+            self.loss,
+            self.data,
+            self.validation,
+            self.buffers,
+            lambda: int(self.interrupt.requested or 0),
+        )
+
+    @property
+    def _asked(self) -> signal.Signals | None:
+        """The signal that stops the run; among several processes, once all know of it."""
+        if self.together is None:
+            return self.interrupt.requested
+        return signal.Signals(self.together.stop) if self.together.stop else None
 
     def _inspect(self, local: bool) -> bool:
         """Find the parameters by running the programs on the first batch.
@@ -191,7 +231,7 @@ class Training:
             traces = trace_pair(self.loss.model, self.loss.guide, args)
         history = self.state.history
         history.collapsed = collapsed(*traces, n)
-        if history.collapsed:
+        if history.collapsed and self.speaks:
             warnings.warn(explain(history.collapsed, len(history)), PosteriorCollapse, stacklevel=4)
 
     def _begin(self) -> None:
@@ -207,7 +247,7 @@ class Training:
         if path is None:
             return
         if self.saved is None:
-            self.state.save(path, self.fingerprint)
+            self._by_first(lambda: self.state.save(path, self.fingerprint))
             return
         compare(path, self.saved["fingerprint"], self.fingerprint)
         done = self.saved["position"]["epoch"] - 1
@@ -226,7 +266,9 @@ class Training:
             initial=(position.epoch - 1) * (batches or 0) + position.batch,
             unit="step",
             # None is silent where there is no terminal; notebooks have none, but show bars
-            disable=("ipykernel" not in sys.modules and None) if self.settings.progress else True,
+            disable=("ipykernel" not in sys.modules and None)
+            if self.settings.progress and self.speaks
+            else True,
         )
 
     def _epoch(self, bar: Any, check: bool) -> None:
@@ -276,7 +318,11 @@ class Training:
             state.history.stopped_early = position.epoch - best >= settings.patience
         state.position = Position(position.epoch + 1)
         last = position.epoch == settings.epochs or state.history.stopped_early
-        if settings.checkpoint and (last or position.epoch % settings.checkpoint_every == 0):
+        if self.processes is not None:
+            generators = capture(self.device).values()
+            self.processes.check_same("the state", [*state.values().values(), *generators], HINT)
+        due = last or position.epoch % settings.checkpoint_every == 0
+        if settings.checkpoint and due and self.speaks:
             state.try_save(settings.checkpoint, self.fingerprint)
         self._started = time.perf_counter()
         self._stop_if_asked()
@@ -308,7 +354,7 @@ class Training:
                 where = Where(self.state.position.epoch, number + 1, rows)
                 total -= self.steps.evaluate(args, n, where) * n
                 count += n
-                if self.interrupt.requested:
+                if self._asked:
                     break  # the caller stops, once the training's random numbers are back
         if not count:
             raise ValueError("validation: must hold at least one batch, but the loader gave none")
@@ -318,11 +364,11 @@ class Training:
         """Save in the middle of an epoch, if there is where to."""
         self.state.position.seconds += time.perf_counter() - self._started
         path = self.settings.checkpoint
-        return self.state.try_save(path, self.fingerprint) if path else None
+        return self.state.try_save(path, self.fingerprint) if path and self.speaks else None
 
     def _stop_if_asked(self) -> None:
         """After Ctrl-C: save, and say how to go on."""
-        asked = self.interrupt.requested
+        asked = self._asked
         if not asked:
             return
         self._settle()

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pyro.distributions as pyro_dist
@@ -110,6 +110,7 @@ class Loss:
             does for an upper bound.
         newcomers: parameters that programs created since the caller last emptied it.
         norm: over the gradients that were set last, where they came with one.
+        watch: is entered while the objective runs the programs.
     """
 
     def __init__(
@@ -137,6 +138,7 @@ class Loss:
         )
         self.by_whole_steps = False
         self.norm: Tensor | None = None
+        self.watch: AbstractContextManager[Any] = nullcontext()
         self._weighted: tuple[float, tuple[Program, Program]] = (1.0, (model, guide))
         self._marked = False
 
@@ -282,14 +284,14 @@ class Loss:
                 return found
         model, guide = self._pair(weight)
         if self.differentiable:
-            with self.parameters:
+            with self.parameters, self.watch:
                 loss = self.objective.differentiable_loss(model, guide, *args) / size
             self._take_up()
             if not loss.requires_grad:
                 raise self._no_gradient()
             loss.backward()
             return loss.detach() if self.has_value else torch.zeros_like(loss)
-        with self.parameters:
+        with self.parameters, self.watch:
             value = self.objective.loss_and_grads(
                 _marked(model) if self._marked else model, guide, *args
             )
@@ -374,7 +376,7 @@ class Loss:
         size = self.size(args, num_data)
         is_upper = self.ours is not None and self.ours.bound.direction == "upper"
         objective = Trace_ELBO() if is_upper or not self.has_value else self.objective
-        with self.parameters, torch.no_grad():
+        with self.parameters, self.watch, torch.no_grad():
             value = objective.loss(self.model, self.guide, *args)
         return float(value[0] if isinstance(value, tuple) else value) / size
 

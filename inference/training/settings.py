@@ -122,7 +122,7 @@ class Settings:
 
 
 def check_call(
-    settings: Settings, model: Any, guide: Any, x: Any, objective: Any, validation: Any
+    settings: Settings, model: Any, guide: Any, x: Any, objective: Any, validation: Any, group: Any
 ) -> None:
     """What of the arguments cannot go together.
 
@@ -139,8 +139,21 @@ def check_call(
         raise ValueError("warm_up: must be 0 for an effect-based guide, which runs the model")
     if settings.patience is not None and validation is None:
         raise ValueError("patience: needs validation data, but validation is None")
+    if group is not None:
+        _check_group(settings, x, objective, validation)
     if settings.transform is not None and isinstance(x, DataLoader):
         raise ValueError("transform: must be None for a DataLoader, which transforms by itself")
+
+
+def _check_group(settings: Settings, x: Any, objective: Any, validation: Any) -> None:
+    """What several processes cannot do yet."""
+    if settings.compile or isinstance(objective, JIT):
+        raise ValueError(
+            "group: must be None for compiled steps, which draw the random numbers of their own "
+            "batch alone"
+        )
+    if isinstance(x, DataLoader) or isinstance(validation, DataLoader):
+        raise ValueError("group: must be None for a DataLoader; several processes need tensors")
 
 
 def find_device(wanted: Any, parameters: torch.device | None, x: Any) -> torch.device:

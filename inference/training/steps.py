@@ -18,6 +18,7 @@ from ..rng import capture, forked, restore
 from .diagnosis import Where, examine, explain
 from .objective import Loss
 from .optimization import Optimization
+from .parallel import Together
 from .tensors import TensorData
 from .whole import Unfinished, WholeSteps
 
@@ -31,10 +32,18 @@ class Steps:
         loss: the objective of the program pair.
         optimization: optimizer and schedule.
         buffers: what a forward pass may change besides the parameters.
+        together: finds loss and gradients with other processes; None where there are none.
     """
 
-    def __init__(self, loss: Loss, optimization: Optimization, buffers: Buffers) -> None:
+    def __init__(
+        self,
+        loss: Loss,
+        optimization: Optimization,
+        buffers: Buffers,
+        together: Together | None = None,
+    ) -> None:
         self.loss, self.optimization, self.buffers = loss, optimization, buffers
+        self.worker: Loss | Together = loss if together is None else together
         self.whole = WholeSteps(loss, optimization, buffers)
 
     def train(
@@ -55,7 +64,7 @@ class Steps:
         self.buffers.keep()
         before, known = capture(loss.device), loss.state()
         try:
-            value = loss.gradients(args, n, weight)
+            value = self.worker.gradients(args, n, weight)
             if loss.newcomers:
                 optimization.take_up(loss.newcomers)
                 loss.newcomers = {}
@@ -113,7 +122,7 @@ class Steps:
     def evaluate(self, args: tuple[Any, ...], n: int, where: Where) -> float:
         """The loss on validation data, nats per datum."""
         try:
-            return self.loss.evaluate(args, n)
+            return self.worker.evaluate(args, n)
         except FAILURES as error:
             cause = find_cause(error, self.loss, "validation", args, where)
             if cause is error:

@@ -110,6 +110,13 @@ class TensorData:
         )
         return (_take(x, pick), *context)
 
+    def part(self, args: tuple[Any, ...], rows: slice, size: int) -> tuple[Any, ...]:
+        """Some data of a batch of ``size``, with their share of the context."""
+        x, *context = args
+        pick = partial(torch.narrow, dim=0, start=rows.start, length=rows.stop - rows.start)
+        cut = (pick(c) if batched else c for c, batched in zip(context, self.batched, strict=True))
+        return (_take(x, pick), *cut)
+
     def transformed(self, transform: Callable[..., X] | None, seed: int, epoch: int) -> X:
         """x as the transform makes it for this epoch.
 
