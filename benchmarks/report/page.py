@@ -1,32 +1,44 @@
-"""The page: everything in one file that needs no network, and its twin in Markdown."""
+"""The page: everything in one file that needs no network."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
+from ...inference.evidence.estimate import versions
 from ...inference.files import write_atomically
 from ..runs import check_writable
-from .figures import Drawn, figures, label
-from .results import Results, read_results
-from .summary import sentences, state, tables
+from .content import refusals, tables
+from .drawing import Drawn
+from .figures import figures, names
+from .results import read_results
+from .rows import Results
+from .summary import sentences, state
 from .tables import Table
+from .twin import markdown_page
 
-HOW_TO_READ = (
-    "log p(x) is in nats per datum: higher is better. Four errors are kept apart, because they "
-    "shrink with different things: Monte Carlo with samples, test set with data, seed with "
-    "trainings, binarisation with draws of the bits, of which there is one.",
-    "The errors by data and by seed are each row's own. What makes an image hard is common to all "
-    "rows: compare rows by their paired differences, not by whether their errors overlap.",
-    "A p-value by data speaks of other data, one by seeds of other trainings. A difference is "
-    "sure where both are below 5 %; with many rows, some will be below 5 % by chance.",
-    "k̂ is the shape of the importance weights' tail. Where it is above its threshold (0.7, less "
-    "for few samples), neither the number nor its Monte Carlo error means anything.",
-)
+
+@dataclass(frozen=True)
+class Part:
+    """What there is of one data set; figures and tables by what they show.
+
+    Where there are several data sets, each has its own title, and files of its own name.
+    """
+
+    title: str
+    sentences: Sequence[str]
+    refusals: Sequence[str]
+    figures: dict[str, Drawn]
+    tables: dict[str, Table]
+    samples: Sequence[tuple[str, bytes]]
 
 
 def report(folder: str | Path, output: str | Path | None = None) -> list[Path]:
@@ -46,23 +58,75 @@ def report(folder: str | Path, output: str | Path | None = None) -> list[Path]:
     results = read_results(Path(folder))
     output = Path(folder if output is None else output)
     check_writable(output, make=True)
-    drawn, filled = figures(results), tables(results)
-    written = {
-        output / "report.html": _html(results, drawn, filled).encode(),
-        output / "report.md": _markdown(results, drawn, filled).encode(),
+    parts = parts_of(results)
+    told = {
+        "study": results.study,
+        "state": state(results),
+        "parts": parts,
+        "failed": results.failed,
+        "damaged": results.damaged,
+        "notes": results.notes,
+        "warnings": _warnings(results),
+        "how_to_read": how_to_read(results),
+        "provenance": _provenance(results),
     }
-    for figure in drawn:
-        written[output / "figures" / f"{figure.name}.svg"] = figure.svg("black").encode()
-        written[output / "figures" / f"{figure.name}.pdf"] = figure.pdf()
-    for table in filled:
-        written[output / "tables" / f"{table.name}.tex"] = table.latex().encode()
+    written = {
+        output / "report.html": _html(told).encode(),
+        output / "report.md": markdown_page(told).encode(),
+    }
+    for part in parts:
+        for figure in part.figures.values():
+            written[output / "figures" / f"{figure.name}.svg"] = figure.svg().encode()
+            written[output / "figures" / f"{figure.name}.pdf"] = figure.pdf()
+        for table in part.tables.values():
+            written[output / "tables" / f"{table.name}.tex"] = table.latex().encode()
     for file, content in written.items():
         file.parent.mkdir(exist_ok=True)
         write_atomically(file, content)
     return list(written)
 
 
-def _html(results: Results, drawn: list[Drawn], filled: list[Table]) -> str:
+def parts_of(results: Results) -> list[Part]:
+    """A part for each data set: numbers of two are not comparable."""
+    found = []
+    several = len(results.data) > 1
+    for i, data in enumerate(results.data):
+        of = results.of(data)
+        end = f"-{i + 1}-{re.sub(r'[^a-z0-9]+', '-', data.lower()).strip('-')}".rstrip("-")
+        end = end if several else ""
+        points = list(of.samples)
+        found.append(
+            Part(
+                title=data if several else "",
+                sentences=sentences(of),
+                refusals=refusals(of),
+                figures={one.name: replace(one, name=one.name + end) for one in figures(of)},
+                tables={one.name: replace(one, name=one.name + end) for one in tables(of)},
+                samples=list(zip(names(points), of.samples.values(), strict=True)),
+            )
+        )
+    return found
+
+
+def how_to_read(results: Results) -> list[str]:
+    """What the numbers mean, of those that are there."""
+    drawn = any(results.dynamic.values())
+    bits = ", binarisation with draws of the bits, of which there is one" if drawn else ""
+    return [
+        f"log p(x) is in nats per datum: higher is better. {'Four' if drawn else 'Three'} errors "
+        "are kept apart, because they shrink with different things: Monte Carlo with samples, test "
+        f"set with data, seed with trainings{bits}. A dash: not known.",
+        "The errors by data and by seed are each row's own. What makes an image hard is common to "
+        "all rows: compare rows by their paired differences, not by whether their errors overlap.",
+        "A p-value by data speaks of other data, one by seeds of other trainings. A difference is "
+        "sure where both are below 5 %; with many rows, some will be below 5 % by chance.",
+        "k̂ is the shape of the importance weights' tail. Where it is above its threshold, "
+        "min(1 − 1/log₁₀ K, 0.7) of K samples, neither the number nor its Monte Carlo error means "
+        "anything. R̂ is that of chains, and should be below 1.05.",
+    ]
+
+
+def _html(told: Mapping[str, Any]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pyrovae.benchmarks.report", "."),
         autoescape=True,
@@ -70,61 +134,41 @@ def _html(results: Results, drawn: list[Drawn], filled: list[Table]) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    points = list(results.samples)
-    return environment.get_template("report.html.j2").render(
-        study=results.study,
-        state=state(results),
-        sentences=sentences(results),
-        tables={table.name: Markup(table.html()) for table in filled},
-        figures={one.name: (Markup(one.inline()), one.caption) for one in drawn},
-        samples=[(label(p, points), _embedded(results.samples[p])) for p in points],
-        failed=results.failed,
-        damaged=results.damaged,
-        how_to_read=HOW_TO_READ,
-        provenance=_provenance(results),
+    environment.filters["table"] = lambda table: Markup(table.html())
+    environment.filters["drawing"] = lambda figure: Markup(figure.inline())
+    environment.filters["embedded"] = lambda picture: (
+        f"data:image/png;base64,{base64.b64encode(picture).decode()}"
     )
+    return environment.get_template("report.html.j2").render(told)
 
 
-def _embedded(picture: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
+def _warnings(results: Results) -> dict[str, list[str]]:
+    """What was warned of, and in which cells."""
+    found: dict[str, list[str]] = {}
+    for record in results.records:
+        for warning in record.warnings:
+            found.setdefault(warning, []).append(record.label)
+    return found
 
 
 def _provenance(results: Results) -> dict[str, str]:
     """Where the numbers come from."""
-    machines = [record["machine"] for record in results.records]
-    dates = sorted(record["finished"] for record in results.records)
-    found: dict[str, Any] = {
-        "commands": "; ".join(results.study.get("commands", [])),
-        "seeds": ", ".join(str(s) for s in sorted({c["seed"] for c in results.study["cells"]})),
-        "machines": "; ".join(sorted({machine["summary"] for machine in machines})),
-        "versions": "; ".join(
-            sorted({", ".join(f"{k} {v}" for k, v in m["versions"].items()) for m in machines})
-        ),
+    study, records = results.study, results.records
+    dates = sorted(record.finished for record in records if record.finished)
+    data = [
+        f"{name}: {results.fingerprints[name]}"
+        + (" (bits drawn once for validation and test)" if results.dynamic[name] else "")
+        for name in results.data
+        if results.fingerprints.get(name)
+    ]
+    found = {
+        "commands": "; ".join(map(str, study["commands"])),
+        "study file, SHA-256": hashlib.sha256(study["toml"].encode()).hexdigest(),
+        "held-out data, SHA-256": "; ".join(data),
+        "seeds": ", ".join(map(str, sorted({cell["seed"] for cell in study["cells"]}))),
+        "machines": "; ".join(sorted({r.machine for r in records if r.machine})),
+        "versions": "; ".join(sorted({r.versions for r in records if r.versions})),
         "computed": f"{dates[0]} to {dates[-1]}" if dates else "",
+        "report written by": f"pyrovae {versions()['pyrovae']}",
     }
     return {name: text for name, text in found.items() if text}
-
-
-def _markdown(results: Results, drawn: list[Drawn], filled: list[Table]) -> str:
-    study = results.study
-    parts = [f"# {study['title']}", study["question"], state(results)]
-    parts.append("\n".join(f"- {text}" for text in sentences(results)))
-    by_name = {table.name: table.markdown() for table in filled}
-    parts += [by_name[name] for name in ("scores", "differences") if name in by_name]
-    parts += [f"![{one.caption}](figures/{one.name}.svg)\n\n{one.caption}" for one in drawn]
-    if results.failed:
-        lines = [
-            f"- {r['data']}, {r['model']}, {r['objective']}, seed {r['seed']}: "
-            f"{r['error']['where']}: {r['error']['type']}: {r['error']['message']}"
-            for r in results.failed
-        ]
-        parts += ["## Failed", "\n".join(lines)]
-    if results.damaged:
-        parts += ["## Damaged", "\n".join(f"- {text}" for text in results.damaged)]
-    if "trainings" in by_name:
-        parts.append(by_name["trainings"])
-    parts += ["## How to read this", "\n".join(f"- {text}" for text in HOW_TO_READ)]
-    provenance = [f"- {name}: {text}" for name, text in _provenance(results).items()]
-    parts += ["## Where it comes from", "\n".join(provenance)]
-    parts += [f"The study:\n\n```toml\n{study['toml'].strip()}\n```"]
-    return "\n\n".join(part for part in parts if part) + "\n"

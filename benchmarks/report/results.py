@@ -1,104 +1,24 @@
-"""What a study's folder holds, as rows: one for each data set, model, objective and estimator.
-
-A row has a run for each seed. What cannot be read is listed, and the rest is reported without it.
-"""
+"""From a study's folder to rows. What cannot be read is listed, and the rest is read without it."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import math
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
+from PIL import Image
 
+from ...inference.evidence.estimate import khat_threshold
 from ..bench.folder import CELL, STUDY, read_json, sha256
+from .rows import Array, Curve, Estimated, Point, Record, Results, Row, same_data
 
-Array = npt.NDArray[np.float64]
-Point = tuple[str, str, str]  # data, model, objective
-
-
-@dataclass(frozen=True)
-class Estimated:
-    """One estimate of one trained model: arrays over the data, ``(N,)``, in nats."""
-
-    seed: int
-    datum: npt.NDArray[np.int64]
-    log_evidence: Array
-    stderr: Array
-    khat: Array
-    elbo: Array
-    num_samples: int
-    khat_threshold: float
-    direction: str
-    evaluations: float
-    gradients: float
-    seconds: float
-    upper: Array | None = None
-    upper_stderr: Array | None = None
-    simulated: bool = False
-    rhat: Array | None = None
-
-    @property
-    def unreliable(self) -> npt.NDArray[np.bool_]:
-        """Where k̂ is too high or unknown; of chains, where R̂ is."""
-        bad = ~(self.khat < self.khat_threshold)
-        if self.rhat is not None:
-            return (bad & ~np.isnan(self.khat)) | ~(self.rhat < 1.05)
-        return bad
-
-
-@dataclass(frozen=True)
-class Row:
-    """All seeds of one (data, model, objective) under one estimator."""
-
-    point: Point
-    estimator: str
-    kind: str  # the estimator's name and its options, but for the number of samples
-    runs: Sequence[Estimated]
-
-    @property
-    def direction(self) -> str:
-        return self.runs[0].direction
-
-
-@dataclass(frozen=True)
-class Curve:
-    """The history of one training."""
-
-    point: Point
-    seed: int
-    columns: dict[str, Array]
-
-
-@dataclass
-class Results:
-    """All that a report is made of."""
-
-    study: dict[str, Any]
-    records: list[dict[str, Any]] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
-    curves: list[Curve] = field(default_factory=list)
-    samples: dict[Point, Path] = field(default_factory=dict)
-    damaged: list[str] = field(default_factory=list)
-
-    @property
-    def unfinished(self) -> int:
-        there = {record["id"] for record in self.records}
-        return sum(cell["id"] not in there for cell in self.study["cells"])
-
-    @property
-    def failed(self) -> list[dict[str, Any]]:
-        return [record for record in self.records if record["status"] == "failed"]
-
-    @property
-    def points(self) -> list[Point]:
-        return list(dict.fromkeys(row.point for row in self.rows))
+BUDGETS = ("num_samples", "num_temperatures", "num_steps", "num_draws", "num_chains")
 
 
 def read_results(folder: Path) -> Results:
@@ -107,52 +27,143 @@ def read_results(folder: Path) -> Results:
     Raises:
         FileNotFoundError: there is no study in the folder.
     """
+    return _Reader(folder).read()
+
+
+class _Reader:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.results = Results(_study(folder))
+        self.found: dict[tuple[Point, str], list[Estimated]] = {}
+        self.kinds: dict[tuple[Point, str], str] = {}
+
+    def read(self) -> Results:
+        for cell in self.results.study["cells"]:
+            file = f"cells/{cell['id']}.json"
+            if not (self.folder / file).exists():
+                continue
+            try:
+                self._cell(cell, file)
+            except Exception as error:  # whatever a damaged file makes the reader raise
+                self._damaged(file, error)
+        points = list(map(cell_point, self.results.study["cells"]))
+        for key in sorted(self.found, key=lambda key: points.index(key[0])):
+            runs = self._aligned(key, self.found[key])
+            self.results.rows.append(Row(*key, self.kinds[key], runs))
+        return self.results
+
+    def _damaged(self, file: str, error: Exception) -> None:
+        why = f"lacks {error}" if isinstance(error, KeyError) else f"{error or type(error)}"
+        self.results.damaged.append(f"{file}: {why}")
+
+    def _cell(self, cell: dict[str, Any], file: str) -> None:
+        content = read_json(self.folder / file)
+        if content is None or content.get("format") != CELL:
+            raise ValueError("it does not read as the record of a cell")
+        record = _record(cell, content)
+        self.results.records.append(record)
+        if record.training:
+            self._training(record)
+        for one in content["estimates"]:
+            self._estimate(record, one)
+        named = [one.get("estimator") for one in content["estimates"]]
+        for label in content.get("spec", {}).get("estimates", {}):
+            if not record.failed and label not in named:
+                self.results.damaged.append(f"{file}: it lacks the estimate {label}")
+
+    def _estimate(self, record: Record, one: dict[str, Any]) -> None:
+        try:
+            key = record.point, one["estimator"]
+            estimated = _read_estimate(self.folder, record.seed, one)
+            kind = _kind(one["spec"])
+        except Exception as error:  # whatever a damaged file makes the readers raise
+            self._damaged(str(one.get("file", one.get("estimator", "an estimate"))), error)
+            return
+        self.found.setdefault(key, []).append(estimated)
+        self.kinds[key] = kind
+
+    def _training(self, record: Record) -> None:
+        name = str(record.training["folder"])
+        path = self.folder / name
+        dataset = (read_json(path / "run.json") or {}).get("dataset")
+        if isinstance(dataset, dict) and "dynamic" in dataset:
+            self.results.dynamic[record.point[0]] = bool(dataset["dynamic"])
+            self.results.fingerprints[record.point[0]] = str(dataset.get("fingerprint", ""))
+        else:
+            self.results.damaged.append(f"{name}/run.json: it does not say what the data were")
+        try:
+            self.results.curves.append(_curve(record, path / "history.csv"))
+        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+            self._damaged(f"{name}/history.csv", error)
+        picture = path / "samples.png"
+        if picture.exists() and record.point not in self.results.samples:
+            try:
+                self.results.samples[record.point] = _picture(picture)
+            except Exception as error:  # Pillow raises SyntaxError, among others
+                self._damaged(f"{name}/samples.png", error)
+
+    def _aligned(self, key: tuple[Point, str], runs: list[Estimated]) -> list[Estimated]:
+        """Runs of the same data: those of other data go, and of more data in part."""
+        first = runs[0]
+        alike = [
+            run for run in runs
+            if same_data(run.of(np.array([], int)), first.of(np.array([], int)))
+        ]  # fmt: skip
+        shared = reduce(np.intersect1d, [run.datum for run in alike])
+        if not len(shared):
+            alike, shared = [first], first.datum
+        name = ", ".join((*key[0], key[1]))
+        if gone := [run.seed for run in runs if run not in alike]:
+            self.results.notes.append(
+                f"{name}: seeds {_listed(gone)} are of other data than seed {first.seed}, and are "
+                "left out"
+            )
+        if any(len(run.datum) != len(shared) for run in alike):
+            self.results.notes.append(
+                f"{name}: seeds have scored different data; of each, the {len(shared)} that all "
+                "have are counted"
+            )
+        return [run.of(shared) for run in alike]
+
+
+def _study(folder: Path) -> dict[str, Any]:
     study = read_json(folder / "study.json")
-    if study is None or study.get("format") != STUDY:
+    if study is None or study.get("format") != STUDY or "cells" not in study:
         raise FileNotFoundError(
             f"FOLDER should hold a study that pyrovae bench has begun; there is no readable "
             f"{folder / 'study.json'}"
         )
-    results = Results(study)
-    found: dict[tuple[Point, str], list[Estimated]] = {}
-    kinds: dict[tuple[Point, str], str] = {}
-    for cell in study["cells"]:
-        file = folder / "cells" / f"{cell['id']}.json"
-        if not file.exists():
-            continue
-        record = read_json(file)
-        if record is None or record.get("format") != CELL:
-            results.damaged.append(str(file.relative_to(folder)))
-            continue
-        results.records.append(record)
-        # labels are those of the study as it is now: a cell may have been made under others
-        point = (cell["data"], cell["model"], cell["objective"])
-        _read_training(folder, point, cell["seed"], record, results)
-        for one in record["estimates"]:
-            key = point, one["estimator"]
-            try:
-                estimated = _read_estimate(folder, cell["seed"], one)
-            except Exception as error:  # whatever a damaged file makes the readers raise
-                results.damaged.append(f"{one.get('file')}: {error}")
-                continue
-            found.setdefault(key, []).append(estimated)
-            kinds[key] = _kind(one["spec"])
-    order = {cell_point(cell): i for i, cell in reversed(list(enumerate(study["cells"])))}
-    for key in sorted(found, key=lambda key: order[key[0]]):
-        results.rows.append(Row(*key, kinds[key], found[key]))
-    return results
+    name = study.get("name", folder.resolve().name)
+    return {"name": name, "title": name, "question": "", "toml": "", "commands": [], **study}
 
 
 def cell_point(cell: dict[str, Any]) -> Point:
     return cell["data"], cell["model"], cell["objective"]
 
 
+def _listed(seeds: list[int]) -> str:
+    return ", ".join(map(str, seeds))
+
+
+def _record(cell: dict[str, Any], content: dict[str, Any]) -> Record:
+    machine = content.get("machine") or {}
+    return Record(
+        # labels are those of the study as it is now: a cell may have been made under others
+        point=cell_point(cell),
+        seed=int(cell["seed"]),
+        failed=content["status"] == "failed",
+        error={k: str(v) for k, v in (content.get("error") or {}).items()},
+        training=dict(content["training"] or {}),
+        warnings=tuple(map(str, content.get("warnings") or ())),
+        machine=str(machine.get("summary", "")),
+        versions=", ".join(f"{k} {v}" for k, v in machine.get("versions", {}).items()),
+        finished=str(content.get("finished", "")),
+    )
+
+
 def _kind(spec: dict[str, Any]) -> str:
-    rest = {k: v for k, v in spec["options"].items() if k not in BUDGETS}
+    rest = {k: v for k, v in spec.get("options", {}).items() if k not in BUDGETS}
     return f"{spec['estimator']}{json.dumps(rest, sort_keys=True) if rest else ''}"
-
-
-BUDGETS = ("num_samples", "num_temperatures", "num_steps", "num_draws", "num_chains")
 
 
 def _read_estimate(folder: Path, seed: int, one: dict[str, Any]) -> Estimated:
@@ -162,14 +173,15 @@ def _read_estimate(folder: Path, seed: int, one: dict[str, Any]) -> Estimated:
     with xr.open_dataset(file, engine="scipy") as data:
         data.load()
     provenance = json.loads(data.attrs.get("provenance", "{}"))
+    samples = int(data.attrs.get("num_samples", 0))
+    log_evidence = np.asarray(data["log_evidence"].values, dtype=float)
+    unknown = np.full_like(log_evidence, np.nan)
 
     def column(name: str) -> Array | None:
         return np.asarray(data[name].values, dtype=float) if name in data else None
 
-    log_evidence = column("log_evidence")
-    assert log_evidence is not None
-    unknown = np.full_like(log_evidence, np.nan)
     upper = column("upper_log_evidence")
+    seconds = one.get("seconds")
     return Estimated(
         seed=seed,
         datum=data["datum"].values.astype(np.int64),
@@ -177,16 +189,19 @@ def _read_estimate(folder: Path, seed: int, one: dict[str, Any]) -> Estimated:
         stderr=_or(column("stderr"), unknown),
         khat=_or(column("khat"), unknown),
         elbo=_or(column("elbo"), unknown),
-        num_samples=int(data.attrs.get("num_samples", 0)),
-        khat_threshold=float(data.attrs.get("khat_threshold", 0.7)),
+        num_samples=samples,
+        khat_threshold=float(data.attrs.get("khat_threshold", khat_threshold(samples))),
         direction=str(data.attrs.get("direction", "unknown")),
         evaluations=float(provenance.get("evaluations", np.nan)),
         gradients=float(provenance.get("gradients", np.nan)),
-        seconds=float(one["seconds"] if one.get("seconds") is not None else np.nan),
+        seconds=math.nan if seconds is None else float(seconds),
         upper=upper,
         upper_stderr=column("upper_stderr"),
-        simulated=upper is not None and not one["spec"]["options"].get("posterior"),
+        # bidirectional Monte Carlo draws its data from the model, unless it is told how to start
+        simulated=upper is not None and not one["spec"].get("options", {}).get("posterior"),
         rhat=column("rhat"),
+        split=str(data.attrs.get("split", "")),
+        fingerprint=str(data.attrs.get("fingerprint", "")),
     )
 
 
@@ -194,23 +209,21 @@ def _or(column: Array | None, unknown: Array) -> Array:
     return unknown if column is None else column
 
 
-def _read_training(
-    folder: Path, point: Point, seed: int, record: dict[str, Any], results: Results
-) -> None:
-    training = record.get("training")
-    if training is None:
-        return
-    path = folder / training["folder"]
-    try:
-        text = (path / "history.csv").read_text(encoding="utf-8")
-        lines = list(csv.DictReader(io.StringIO(text)))
-        columns = {
-            name: np.array([float(line[name] or "nan") for line in lines]) for name in lines[0]
-        }
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        results.damaged.append(f"{training['folder']}/history.csv: {error}")
-    else:
-        results.curves.append(Curve(point, seed, columns))
-    picture = path / "samples.png"
-    if picture.exists():
-        results.samples.setdefault(point, picture)
+def _curve(record: Record, file: Path) -> Curve:
+    lines = list(csv.DictReader(io.StringIO(file.read_text(encoding="utf-8"))))
+    if not lines:
+        raise ValueError("there is no epoch in it")
+
+    def column(name: str) -> Array:
+        return np.array([float(line[name] or "nan") for line in lines])
+
+    return Curve(
+        record.point, record.seed, column("epoch"), column("seconds"), column("validation_elbo")
+    )
+
+
+def _picture(file: Path) -> bytes:
+    content = file.read_bytes()
+    with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
+        picture.load()
+    return content

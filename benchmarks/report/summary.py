@@ -1,275 +1,170 @@
-"""The tables of a report, and in a few sentences what they come to."""
+"""In a few sentences, what a study has found, and how far it is."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from typing import Any
 
-from .figures import believed, label, name_of
-from .results import Point, Results, Row
-from .statistics import Score, difference, score
-from .tables import Cell, Table, chance, number, percent, words
-
-Published = dict[str, Any]
-
-
-def tables(results: Results) -> list[Table]:
-    """All that these results fill."""
-    found = [_scores(results), _differences(results), _trainings(results)]
-    return [one for one in found if one is not None and one.rows]
-
-
-def _scores(results: Results) -> Table:
-    headers = [
-        ("data", "data set"),
-        ("model", "which programs"),
-        ("objective", "what trained them"),
-        ("estimator", "how log p(x) was estimated"),
-        ("log p(x)", "mean over data and seeds, nats; higher is better"),
-        ("± Monte Carlo", "error from the finite number of samples"),
-        ("± test set", "error from the finite number of data"),
-        ("± seed", "error from training anew; a dash where there is one seed"),
-        ("± binarisation", "error from having drawn the bits once; one draw cannot tell"),
-        ("k̂ or R̂ too high", "share of data whose estimate nothing vouches for"),
-        ("side", "of log p(x), in expectation"),
-        ("ELBO", "mean log-weight of the same samples"),
-        ("gap", "log p(x) less the ELBO"),
-        ("seeds", "trainings"),
-        ("data N", "scored data"),
-        ("published", "log p(x)"),
-        ("distance", "ours less the published number"),
-        ("seconds", "of the estimate, all seeds"),
-    ]
-    best = _best(results)
-    rows = []
-    for row in results.rows:
-        found, known = score(row), published(results, row)
-        away = math.nan if known is None else found.value - float(known["value"])
-        side = row.direction + (", of simulated data" if row.runs[0].simulated else "")
-        rows.append(
-            (
-                *map(words, row.point),
-                words(row.estimator),
-                number(found.value, 3, strong=row is best),
-                number(found.monte_carlo, 3),
-                number(found.data),
-                number(found.seed, 3),
-                Cell("one draw", math.inf),
-                percent(found.unreliable),
-                words(side),
-                number(found.elbo),
-                number(found.value - found.elbo),
-                Cell(str(found.num_seeds), found.num_seeds),
-                Cell(f"{found.num_data:,}", found.num_data),
-                number(math.nan if known is None else float(known["value"])),
-                number(away, signed=True),
-                number(sum(run.seconds for run in row.runs), 0),
-            )
-        )
-    table = Table("scores", "log p(x), its four errors apart (nats per datum)", headers, rows)
-    return without(table, *_empty(results))
-
-
-def _empty(results: Results) -> list[str]:
-    """Columns that would say the same of every row, or nothing."""
-    found = [
-        name
-        for i, name in enumerate(("data", "model", "objective"))
-        if len({row.point[i] for row in results.rows}) == 1
-    ]
-    if len({row.estimator for row in results.rows}) == 1:
-        found.append("estimator")
-    if all(published(results, row) is None for row in results.rows):
-        found += ["published", "distance"]
-    return found
-
-
-def without(table: Table, *headers: str) -> Table:
-    """A table without some of its columns."""
-    keep = [i for i, (header, _) in enumerate(table.headers) if header not in headers]
-    return Table(
-        table.name,
-        table.caption,
-        [table.headers[i] for i in keep],
-        [[row[i] for i in keep] for row in table.rows],
-    )
-
-
-def _differences(results: Results) -> Table | None:
-    pairs = list(compared(results))
-    if not pairs:
-        return None
-    headers = [
-        ("row", "what is compared"),
-        ("with", "what it is compared with"),
-        ("difference", "mean over the same data and the same seeds, nats; positive is better"),
-        ("± test set", "paired over data"),
-        ("p by data", "chance of so large a mean without a difference, on other data"),
-        ("± seed", "paired over seeds"),
-        ("p by seeds", "the same with other seeds"),
-        ("sure", "both p-values below 5 %"),
-    ]
-    rows = []
-    for row, other in pairs:
-        found = difference(row, other)
-        if found is None:
-            continue
-        rows.append(
-            (
-                words(name_of(row, results.rows)),
-                words(name_of(other, results.rows)),
-                number(found.value, 3, signed=True),
-                number(found.data, 3),
-                chance(found.p_data),
-                number(found.seed, 3),
-                chance(found.p_seed),
-                Cell("yes" if found.sure else "no", float(found.sure)),
-            )
-        )
-    return Table("differences", "Differences, paired by data and by seed", headers, rows)
-
-
-def compared(results: Results) -> Sequence[tuple[Row, Row]]:
-    """Which rows are compared: each with the first of its data and estimator; of a single model,
-    each estimator with the one most to be believed."""
-    if len(results.points) == 1:
-        same = [row for row in results.rows if not row.runs[0].simulated]
-        if len(same) < 2:
-            return []
-        reference = believed(same)
-        return [(row, reference) for row in same if row is not reference]
-    found, first = [], {}
-    for row in results.rows:
-        key = row.point[0], row.estimator
-        if key in first:
-            found.append((row, first[key]))
-        first.setdefault(key, row)
-    return found
-
-
-def _trainings(results: Results) -> Table:
-    headers = [
-        ("data", "data set"),
-        ("model", "which programs"),
-        ("objective", "what trained them"),
-        ("seed", "of the training"),
-        ("epochs", "that it went on for"),
-        ("kept", "the epoch whose parameters are kept"),
-        ("validation bound", "the objective's own, at that epoch, nats"),
-        ("seconds", "of training"),
-        ("state", "of the cell"),
-    ]
-    rows = []
-    for record in results.records:
-        training = record["training"] or {}
-        rows.append(
-            (
-                words(record["data"]),
-                words(record["model"]),
-                words(record["objective"]),
-                Cell(str(record["seed"]), record["seed"]),
-                number(training.get("epochs", math.nan), 0),
-                number(training.get("best_epoch", math.nan), 0),
-                number(training.get("validation_elbo", math.nan)),
-                number(training.get("seconds", math.nan), 0),
-                words(record["status"]),
-            )
-        )
-    return without(Table("trainings", "Trainings", headers, rows), *_empty(results))
-
-
-def published(results: Results, row: Row) -> Published | None:
-    """The published number of a row, if the study names one."""
-    here = dict(zip(("data", "model", "objective"), row.point, strict=True))
-    here["estimator"] = row.estimator
-    for one in results.study.get("published", []):
-        if all(one[key] == here[key] for key in one.keys() & here.keys()):
-            return dict(one)
-    return None
-
-
-def _best(results: Results) -> Row | None:
-    same = [row for row in results.rows if not row.runs[0].simulated]
-    if not same or len({row.point[0] for row in same}) > 1:
-        return None  # numbers of two data sets are not comparable
-    return believed(same)
+from .choice import DOUBTED, believed, label, lowest_upper, name_of, published, second, trusted
+from .content import distance
+from .doubt import sandwich_gap
+from .rows import Results, Row
+from .statistics import Difference, Score, difference, score, unpaired
 
 
 def sentences(results: Results) -> list[str]:
-    """What the study has found, for those who read no further."""
+    """What the study has found of one data set, for those who read no further."""
     if not results.rows:
-        return ["Nothing is finished yet."]
-    found = []
-    best = _best(results)
+        return [_nothing(results)]
+    found = [*_answer(results), *_without_number(results), *_doubted(results)]
+    found += _tightest(results)
+    for row in results.rows:
+        found += _from_published(results, row)
+    return [re.sub(r"(?<=[ (])-(?=\d|inf)", "−", text) for text in found]
+
+
+def _nothing(results: Results) -> str:
+    if results.failed:
+        return "There is no estimate yet: see what has failed."
+    return "Nothing is finished yet."
+
+
+def _answer(results: Results) -> list[str]:
+    """Which estimate to believe; where there is none, that there is none."""
+    rows = results.rows
+    best = believed(rows)
     if best is not None:
-        known = score(best)
-        found.append(
-            f"Highest log p(x) that can be believed: {name_of(best, results.rows)}, "
-            f"{_value(known)} nats per datum."
+        where = "" if best.direction != "consistent" else ", on no known side of the truth"
+        text = (
+            f"Highest log p(x) that can be believed{where}: {name_of(best, rows)}, "
+            f"{_value(score(best))} nats per datum."
         )
-        found += _against_the_next(results, best)
-    doubted = [row for row in results.rows if score(row).unreliable >= 0.05]
-    if doubted:
-        names = ", ".join(name_of(row, results.rows) for row in doubted[:6])
-        more = f" and {len(doubted) - 6} more" if len(doubted) > 6 else ""
-        found.append(f"k̂ or R̂ is too high for 5 % of the data or more under {names}{more}: read "
-                     "these numbers with care.")  # fmt: skip
-    for row in results.rows:
-        if row.runs[0].upper is not None and row is _last_sandwich(results):
-            gap = float((row.runs[0].upper - row.runs[0].log_evidence).mean())
-            found.append(
-                f"The tightest sandwich ({row.estimator}) leaves a gap of {gap:.3f} nats, on data "
-                "drawn from the model."
-            )
-    for row in results.rows:
-        if (one := published(results, row)) is not None:
-            away = score(row).value - float(one["value"])
-            found.append(
-                f"{name_of(row, results.rows)} is {away:+.2f} nats from the published "
-                f"{one['value']}" + (f" ({one['source']})." if "source" in one else ".")
-            )
-    return [re.sub(r"(?<=[ (])-(?=\d)", "−", text) for text in found]
+        return [text, *_higher(results, best), *_against_the_next(results, best)]
+    upper = lowest_upper(rows)
+    if upper is not None:
+        text = (
+            f"There are only upper bounds to rely on: log p(x) lies below them in expectation. The "
+            f"lowest is {name_of(upper, rows)}, {_value(score(upper))} nats per datum."
+        )
+        if len(results.points) > 1:
+            text += " Upper bounds alone do not tell which model is best."
+        return [text]
+    if all(row.simulated for row in rows):
+        return ["No held-out data are scored: all estimates are of data drawn from the model."]
+    return [
+        "None of these estimates is to be relied on: under each, k̂ or R̂ is too high or unknown "
+        f"for {DOUBTED:.0%} of the data or more, or the mean is not finite."
+    ]
 
 
-def _last_sandwich(results: Results) -> Row:
-    rows = [row for row in results.rows if row.runs[0].upper is not None]
-
-    def gap(row: Row) -> float:
-        run = row.runs[0]
-        assert run.upper is not None
-        return abs(float((run.upper - run.log_evidence).mean()))
-
-    return min(rows, key=gap)
+def _higher(results: Results, best: Row) -> list[str]:
+    """Which numbers are higher than the best to be believed, and are not to be."""
+    value = score(best).value
+    rows = [
+        row
+        for row in results.rows
+        if not (trusted(row) or row.simulated or row.direction == "upper")
+        and score(row).value > value
+    ]
+    if not rows:
+        return []
+    named = [f"{name_of(row, results.rows)} ({score(row).value:.3f})" for row in rows[:6]]
+    more = f" and {len(rows) - 6} more" if len(rows) > 6 else ""
+    return [
+        f"Higher, but not to be relied on: {', '.join(named)}{more}. With more samples, or a "
+        "better guide, they may well turn out the best."
+    ]
 
 
 def _against_the_next(results: Results, best: Row) -> list[str]:
-    """By how much the best model is better than the second best under the same estimator."""
-    rivals = [
-        row for row in results.rows if row.estimator == best.estimator and row.point != best.point
+    """By how much the best is better than the second best that can be believed, under the same
+    estimator."""
+    rival = second(results.rows, best)
+    if rival is None:
+        return []
+    name = label(rival.point, results.points)
+    if (why := unpaired(best, rival)) is not None:
+        return [f"It is not compared with the next, {name}: {why}."]
+    found = difference(best, rival)
+    gap = f"{abs(found.value):.3f} ± {_known(found.data)} (data) ± {_known(found.seed)} (seeds)"
+    if found.value < 0:  # there, and not in the mean over all that each has
+        return [f"On the data and seeds that both have, {name} is ahead by {gap}."]
+    return [f"It leads {name} by {gap}, {_how_sure(found)}."]
+
+
+def _how_sure(found: Difference) -> str:
+    if found.sure:
+        return "more than its errors explain"
+    if math.isnan(found.p_seed) and found.p_data < 0.05:
+        return "which holds for these data; with other seeds it is unknown"
+    return "which other data or other seeds might turn round"
+
+
+def _without_number(results: Results) -> list[str]:
+    found = []
+    for row in results.rows:
+        values = [run.log_evidence for run in row.runs]
+        odd = sum(int((~(abs(one) < math.inf)).sum()) for one in values)
+        if odd:
+            found.append(
+                f"{name_of(row, results.rows)}: {odd} of {sum(map(len, values))} estimates are "
+                "infinite or no number, and so is their mean."
+            )
+    return found
+
+
+def _doubted(results: Results) -> list[str]:
+    doubted = [row for row in results.rows if score(row).unreliable >= DOUBTED]
+    if not doubted or len(doubted) == len(results.rows):  # which is the answer then
+        return []
+    names = ", ".join(name_of(row, results.rows) for row in doubted[:6])
+    more = f" and {len(doubted) - 6} more" if len(doubted) > 6 else ""
+    return [
+        f"k̂ or R̂ is too high or unknown for {DOUBTED:.0%} of the data or more under {names}{more}: "
+        "read these numbers with care."
     ]
-    if not rivals:
+
+
+def _tightest(results: Results) -> list[str]:
+    """Of the sandwiches the one with the smallest gap, and what that tells."""
+    gaps = [(abs(sandwich_gap(row)[0]), row) for row in results.rows if row.sandwich is not None]
+    gaps = [one for one in gaps if math.isfinite(one[0])]
+    if not gaps:
         return []
-    second = max(rivals, key=lambda row: score(row).value)
-    found = difference(best, second)
-    if found is None:
-        return []
-    sure = (
-        "more than its errors explain"
-        if found.sure
-        else "which other data or other seeds might turn round"
+    _, row = min(gaps, key=lambda one: one[0])
+    gap, error = sandwich_gap(row)
+    of = (
+        "data drawn from the model"
+        if row.simulated
+        else "the held-out data, as far as the posterior that the study names is exact"
     )
     return [
-        f"It leads {label(second.point, results.points)} by {found.value:.3f} ± {found.data:.3f} "
-        f"(data) ± {_known(found.seed)} (seeds), {sure}."
+        f"The tightest sandwich ({name_of(row, results.rows)}) leaves a gap of {gap:.3f} ± "
+        f"{_known(error)} nats, on {of}."
+    ]
+
+
+def _from_published(results: Results, row: Row) -> list[str]:
+    known = published(results, row)
+    if known is None:
+        return []
+    value, away, error = distance(row, known)
+    spread = f" ± {known['spread']}" if "spread" in known else ""
+    counted = ["Monte Carlo"] if not math.isnan(score(row).monte_carlo) else []
+    counted += ["seeds"] if not math.isnan(score(row).seed) else []
+    counted += ["the published spread"] if spread else []
+    told = f" ± {error:.2f} ({', '.join(counted)})" if counted else ""
+    source = f" ({known['source']})" if "source" in known else ""
+    return [
+        f"{name_of(row, results.rows)} is {away:+.2f}{told} nats from the published "
+        f"{value:.2f}{spread}{source}."
     ]
 
 
 def _value(found: Score) -> str:
     return (
-        f"{found.value:.3f} ± {found.monte_carlo:.3f} (Monte Carlo) ± {_known(found.data)} (test "
-        f"set) ± {_known(found.seed)} (seed)"
+        f"{found.value:.3f} ± {_known(found.monte_carlo)} (Monte Carlo) ± {_known(found.data)} "
+        f"(test set) ± {_known(found.seed)} (seed)"
     )
 
 
@@ -279,15 +174,10 @@ def _known(value: float) -> str:
 
 def state(results: Results) -> str:
     """How far the study is."""
-    total = len(results.study["cells"])
-    parts = [f"{len(results.records) - len(results.failed)} of {total} cells are finished"]
+    done = len(results.records) - len(results.failed)
+    parts = [f"{done} of {results.total} cells are finished"]
     if results.failed:
         parts.append(f"{len(results.failed)} have failed")
-    if results.unfinished:
-        parts.append(f"{results.unfinished} are not finished")
+    if left := results.total - len(results.records):
+        parts.append(f"{left} are not finished, or damaged")
     return ", ".join(parts) + "."
-
-
-def labels(points: Sequence[Point]) -> list[str]:
-    """Names of points, without what they have in common."""
-    return [label(point, points) for point in points]

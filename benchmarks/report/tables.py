@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,12 +52,12 @@ class Table:
 
     def markdown(self) -> str:
         lines = [
-            f"**{_markdown(self.caption)}**",
+            f"**{markdown(self.caption)}**",
             "",
-            f"| {' | '.join(_markdown(header) for header, _ in self.headers)} |",
+            f"| {' | '.join(markdown(header) for header, _ in self.headers)} |",
             f"|{'---|' * len(self.headers)}",
         ]
-        lines += [f"| {' | '.join(_markdown(cell.text) for cell in row)} |" for row in self.rows]
+        lines += [f"| {' | '.join(map(_marked, row))} |" for row in self.rows]
         return "\n".join(lines)
 
     def latex(self) -> str:
@@ -116,6 +117,11 @@ def words(text: str, strong: bool = False) -> Cell:
     return Cell(text, None, strong)
 
 
+_GREEK = {
+    "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "η": "eta",
+    "θ": "theta", "κ": "kappa", "λ": "lambda", "μ": "mu", "ν": "nu", "π": "pi", "ρ": "rho",
+    "σ": "sigma", "τ": "tau", "φ": "phi", "χ": "chi", "ψ": "psi", "ω": "omega",
+}  # fmt: skip
 _LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -132,10 +138,18 @@ _LATEX = {
     "±": r"$\pm$",
     "∞": r"$\infty$",
     "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "×": r"$\times$",
     "<": "$<$",
     ">": "$>$",
-    "β": r"$\beta$",
-    "α": r"$\alpha$",
+    "|": r"\textbar{}",
+    "`": r"\textasciigrave{}",
+    '"': "''",
+    "[": "{[}",  # after the end of a line a bracket or an asterisk would be an argument of it
+    "*": "{*}",
+    "\n": " ",
+    "\r": " ",
+    **{letter: f"$\\{name}$" for letter, name in _GREEK.items()},
 }
 
 
@@ -161,7 +175,27 @@ def _html(cell: Cell) -> str:
     return f'<td class="number" data-number="{cell.number}">{text}</td>'
 
 
-def _markdown(text: str) -> str:
-    for special in "\\|*_`<>[]":
+def _marked(cell: Cell) -> str:
+    return f"**{markdown(cell.text)}**" if cell.strong else markdown(cell.text)
+
+
+def markdown(text: str) -> str:
+    r"""A text with what Markdown (and GitHub's mathematics) would take for its own escaped.
+
+    >>> print(markdown("L_5 | `a` <b> $x$"))
+    L\_5 \| \`a\` \<b\> \$x\$
+    """
+    for special in "\\|*_`<>[]$~&#":
         text = text.replace(special, f"\\{special}")
-    return text.replace("\n", " ")
+    return " ".join(text.splitlines())
+
+
+def fenced(text: str, language: str) -> str:
+    """A listing for Markdown, its fence longer than any that the text holds.
+
+    >>> print(fenced("```", "toml").splitlines()[0])
+    ````toml
+    """
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"

@@ -1,0 +1,97 @@
+"""Names of rows, and which of them can be believed, compared, and held against the literature."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from .rows import Point, Results, Row
+from .statistics import score
+
+DOUBTED = 0.05  # share of the data that nothing vouches for, from which a row is not believed
+LOWER = ("lower", "lower and upper")  # of a sandwich the lower side is its value
+
+
+def label(point: Point, points: Sequence[Point]) -> str:
+    """A point's name, without what all points have in common."""
+    parts = [part for i, part in enumerate(point) if len({other[i] for other in points}) > 1]
+    return ", ".join(parts) if parts else point[1]
+
+
+def name_of(row: Row, rows: Sequence[Row]) -> str:
+    """A row's name, without what all rows have in common."""
+    points = list(dict.fromkeys(one.point for one in rows))
+    estimators = {one.estimator for one in rows}
+    parts = [] if len(points) == 1 else [label(row.point, points)]
+    if len(estimators) > 1 or not parts:
+        parts.append(row.estimator)
+    return ", ".join(parts)
+
+
+def trusted(row: Row) -> bool:
+    """Whether a row is a finite number of real data, with little that nothing vouches for."""
+    found = score(row)
+    return found.unreliable < DOUBTED and math.isfinite(found.value) and not row.simulated
+
+
+def believed(rows: Sequence[Row]) -> Row | None:
+    """The trusted lower estimate that is highest; without one, the highest on no known side.
+
+    An upper estimate is never chosen: the worse it is, the higher.
+    """
+    for sides in (LOWER, ("consistent",)):
+        found = [row for row in rows if row.direction in sides and trusted(row)]
+        if found:
+            return max(found, key=_value)
+    return None
+
+
+def lowest_upper(rows: Sequence[Row]) -> Row | None:
+    """The trusted upper estimate that is lowest."""
+    return min(
+        (row for row in rows if row.direction == "upper" and trusted(row)),
+        key=_value,
+        default=None,
+    )
+
+
+def second(rows: Sequence[Row], best: Row) -> Row | None:
+    """The best trusted row of another model or objective under the same estimator."""
+    rivals = [
+        row
+        for row in rows
+        if row.estimator == best.estimator and row.point != best.point and trusted(row)
+    ]
+    return max(rivals, key=_value, default=None)
+
+
+def _value(row: Row) -> float:
+    return score(row).value
+
+
+def compared(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Which rows are compared: each with the first of its data and estimator; of a single model,
+    each estimator with the one most to be believed."""
+    if len({row.point for row in rows}) == 1:
+        same = [row for row in rows if not row.simulated]
+        reference = believed(same)
+        return [] if reference is None else [(r, reference) for r in same if r is not reference]
+    found: list[tuple[Row, Row]] = []
+    first: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        key = row.point[0], row.estimator
+        if key in first:
+            found.append((row, first[key]))
+        first.setdefault(key, row)
+    return found
+
+
+def published(results: Results, row: Row) -> dict[str, Any] | None:
+    """The published number of a row, if the study names one."""
+    here = dict(zip(("data", "model", "objective"), row.point, strict=True))
+    here["estimator"] = row.estimator
+    for one in results.study.get("published", []):
+        if all(one[key] == here[key] for key in one.keys() & here.keys()):
+            return dict(one)
+    return None
