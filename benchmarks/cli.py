@@ -74,7 +74,7 @@ def told(function: Callable[P, None]) -> Callable[P, None]:
             # whoever read our output has enough; nothing may be flushed to them any more
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
-        except (*TOLD, ValueError, TypeError) as error:
+        except (*TOLD, ValueError, TypeError, ModuleNotFoundError) as error:
             if os.environ.get("PYROVAE_TRACEBACK"):
                 traceback.print_exc()
             elif not (isinstance(error, TOLD) or _is_ours(error)):
@@ -194,6 +194,10 @@ def _train(
     ] = None,
     compile_: Compile = None,
     data_folder: DataFolder = None,
+    tensorboard: Annotated[
+        bool | None,
+        typer.Option("--tensorboard/--no-tensorboard", help="Log to RUN/tensorboard, too."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Run folder. [default: runs/DATA-MODEL]")
     ] = None,
@@ -222,6 +226,7 @@ def _train(
         "binarise": binarise,
         "compile": compile_,
         "data_folder": None if data_folder is None else str(data_folder),
+        "tensorboard": tensorboard,
     }
     given = {name: value for name, value in given.items() if value is not None}
     settings = Settings(**given)

@@ -5,6 +5,7 @@
     model.safetensors        the trained model, for `pyrovae.models.load`, where it can be described
     history.csv              one row an epoch
     learning-curve.png
+    tensorboard/             event files, where they were asked for
     evidence-*.nc            what `pyrovae evidence` found
 
 A folder that holds anything is never written over: it is gone on with, or another one is chosen.
@@ -26,7 +27,7 @@ from ..inference.files import write_atomically
 from ..inference.training.checkpoint import load as load_checkpoint
 
 FORMAT = "pyrovae-run-1"
-MAY_DIFFER = ("epochs", "device", "data_folder")  # when a run goes on
+MAY_DIFFER = ("epochs", "device", "data_folder", "tensorboard")  # when a run goes on
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Settings:
     binarise: bool = True
     compile: bool = False
     data_folder: str | None = None
+    tensorboard: bool = False
 
     def command(self, output: str | Path) -> str:
         """The command line that makes this run.
@@ -97,6 +99,10 @@ class Run:
     @property
     def history(self) -> Path:
         return self.path / "history.csv"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
 
     @property
     def learning_curve(self) -> Path:

@@ -144,7 +144,7 @@ def restore(run: Run, dataset: Dataset) -> Pair:
     if done < 1:
         raise ValueError(f"{run.path} has not finished an epoch: {go_on(run)}")
     pair = build(run.settings.model, run.settings.options, dataset.train, run.settings.seed)
-    _call_fit(run, dataset, pair, epochs=done, resume=True, progress=False)
+    _call_fit(run, dataset, pair, epochs=done, resume=True, progress=False, logs=False)
     return pair
 
 
@@ -213,6 +213,7 @@ def _call_fit(
     resume: bool,
     progress: bool,
     group: ProcessGroup | None = None,
+    logs: bool = True,
 ) -> History:
     settings = run.settings
     device = find_device(settings.device)
@@ -237,6 +238,7 @@ def _call_fit(
         resume=resume,
         progress=progress,
         compile=settings.compile,
+        tensorboard=run.tensorboard if settings.tensorboard and logs else None,
         group=group,
     )
 

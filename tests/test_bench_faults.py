@@ -84,7 +84,7 @@ class Study:
         path = self.path / file
         return len(path.read_bytes().splitlines()) if path.exists() else 0
 
-    def until(self, happens, seconds: float = 60.0) -> None:
+    def until(self, happens, seconds: float = 120.0) -> None:
         end = time.monotonic() + seconds
         while not happens():
             assert time.monotonic() < end, "it did not happen"
@@ -214,7 +214,7 @@ def test_a_full_disk_fails_no_cell(study) -> None:
 DAMAGED = ("out/cells/*.json", "out/trainings/*/evidence-*.nc", "out/trainings/*/run.json")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\x00" * 100])
+@pytest.mark.parametrize("content", [b"", b"{", b"\x00" * 100], ids=["empty", "cut", "zeros"])
 @pytest.mark.parametrize("what", DAMAGED)
 def test_what_is_damaged_is_made_again_and_nothing_else(what, content: bytes, study) -> None:
     one = study(NORMAL)

@@ -12,8 +12,9 @@ from ..pairs import find_device
 from .checks import check
 from .cost import forecast
 from .folder import Folder
+from .progress import in_words
 from .reading import read_study
-from .runner import in_words, run_study
+from .runner import run_study
 from .study import Cell, Study
 from .workers import Cluster, Processes, Workers, default_size
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +13,13 @@ import xarray as xr
 from ..training import Stopped
 from .folder import Folder, set_aside
 from .jobs import Job, Outcome, join_parts, write_record
+from .progress import Clock, in_words, scores
 from .study import Cell
 from .workers import Workers
 
 WAIT, AGAIN = 0.5, 2.0  # seconds: to look around, and until a job that another runner has is tried
 SILENCE = 10.0  # seconds after which a job is told of whose cell is not finished
+LONG = 60.0  # and after which those are told of that are under way
 
 
 @dataclass
@@ -70,7 +71,7 @@ class _Runner:
         self.open: dict[str, int] = {}  # jobs of a cell that are queued or under way
         self.seconds: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         self.warned: dict[str, list[str]] = defaultdict(list)
-        self.took: dict[str, list[float]] = defaultdict(list)
+        self.clock = Clock(folder, workers.size)
         self.stop: BaseException | None = None
         self.said = time.monotonic()
 
@@ -85,6 +86,8 @@ class _Runner:
                 for job, outcome in self._ended():
                     self.running -= 1
                     self._take(job, outcome)
+                if self.running and time.monotonic() - self.said > LONG:
+                    self._tell(self.clock.under_way())
         except KeyboardInterrupt:
             raise Stopped(
                 f"stopped; {self._share()} are kept, and the same command goes on", 130
@@ -113,6 +116,7 @@ class _Runner:
                 self._take(job, Outcome("done"))
                 continue
             self.workers.start(job)
+            self.clock.start(job)
             self.running += 1
 
     def _begin(self, cell: Cell) -> None:
@@ -144,6 +148,7 @@ class _Runner:
 
     def _take(self, job: Job, outcome: Outcome) -> None:
         cell = job.cell
+        self.clock.end(job, outcome.seconds if outcome.status == "done" else None)
         if outcome.status == "busy":
             self.later.append((time.monotonic() + AGAIN, job))
         elif outcome.status == "refused":
@@ -160,8 +165,6 @@ class _Runner:
             if outcome.status == "failed":
                 self._close(cell, outcome.error)
             else:
-                if outcome.seconds > 1e-6:
-                    self.took[job.where].append(outcome.seconds)
                 self._go_on(job)
                 if time.monotonic() - self.said > SILENCE:
                     self._tell(f"{cell.label}: {job.where} done; {outcome.seconds:.0f} s")
@@ -170,7 +173,7 @@ class _Runner:
         """What follows a job that is done: the estimates of a training, the record of a cell."""
         cell = job.cell
         if job.estimation is None:
-            following = list(_scores(cell))
+            following = list(scores(cell))
             self.open[cell.id] = len(following)
             self.queue.extendleft(reversed(following))
         else:
@@ -199,28 +202,10 @@ class _Runner:
         return f"{self.summary.done + len(self.summary.failed)} of {len(self.cells)} cells"
 
     def _time_left(self) -> str:
-        """From the seconds that jobs of their kind have taken so far."""
-        left: Counter[str] = Counter()
-        for job in (*self.queue, *(job for _, job in self.later)):
-            if job.cell.id in self.open:
-                left[job.where] += 1
-                if job.estimation is None:
-                    left.update(following.where for following in _scores(job.cell))
-        seen = [took for all_of in self.took.values() for took in all_of]
-        if not left or not seen:
-            return ""
-        typical = statistics.mean(seen)
-        seconds = sum(
-            count * (statistics.mean(self.took[where]) if self.took[where] else typical)
-            for where, count in left.items()
-        )
-        return f"; about {in_words(seconds / self.workers.size)} left"
-
-
-def _scores(cell: Cell) -> Iterable[Job]:
-    for index, one in enumerate(cell.estimations):
-        for part in range(one.parts):
-            yield Job(cell, index, None if one.parts == 1 else part)
+        """From what jobs of their kind have taken so far."""
+        waiting = (*self.queue, *(job for _, job in self.later))
+        seconds = self.clock.left(job for job in waiting if job.cell.id in self.open)
+        return "" if seconds is None else f"; about {in_words(seconds)} left"
 
 
 def _log_p(record: dict[str, Any], folder: Folder) -> str:
@@ -231,14 +216,3 @@ def _log_p(record: dict[str, Any], folder: Folder) -> str:
     with xr.open_dataset(folder.path / first["file"], engine="scipy") as found:
         value = float(found["log_evidence"].mean())
     return f"{first['estimator']} {value:.2f}"
-
-
-def in_words(seconds: float) -> str:
-    """A length of time for people.
-
-    >>> in_words(42), in_words(150), in_words(7300)
-    ('42 s', '2 min', '2.0 h')
-    """
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -43,6 +43,7 @@ def fit(
     resume: bool = False,
     progress: bool = True,
     compile: bool = False,
+    tensorboard: str | Path | None = None,
     group: ProcessGroup | None = None,
 ) -> History:
     r"""Train a program pair on data.
@@ -91,6 +92,8 @@ def fit(
             is found out. Such a program, and one whose run depends on values, is run as it is,
             and :class:`~pyrovae.inference.NotCompiled` says why. While one is traced, no other
             thread may run Pyro's.
+        tensorboard: a folder for TensorBoard's event files, one row of the history an epoch. Needs
+            the package ``tensorboard``.
         group: of processes that make the same call, say ``torch.distributed.group.WORLD`` under
             ``torchrun``. Each takes a part of every batch, and all end with the same parameters:
             those of one process with the same batches, but for the order of sums. Random numbers
@@ -137,11 +140,12 @@ def fit(
         clip=clip,
         transform=transform,
         seed=seed,
-        checkpoint=as_path(checkpoint),
+        checkpoint=as_path("checkpoint", checkpoint),
         checkpoint_every=checkpoint_every,
         resume=resume,
         progress=progress,
         compile=compile,
+        tensorboard=as_path("tensorboard", tensorboard),
     )
     objective = Trace_ELBO() if objective is None else objective
     return Training(settings, model, guide, x, context, objective, validation, device, group).run()

@@ -33,6 +33,7 @@ from ..modules import Buffers, Modules, mode
 from ..objectives import MonteCarloObjective, without_penalties
 from ..rng import capture, derive, forked
 from . import checkpoint as files
+from .board import Board
 from .collapse import PosteriorCollapse, collapsed, explain
 from .data import LoaderData, TensorData, make_data, make_validation
 from .diagnosis import NonFiniteLoss, Where
@@ -97,6 +98,7 @@ class Training:
             self.loss.check_warm_up()
         if ours is not None:
             ours.reset()  # the run is decided by its arguments, or by its checkpoint
+        self.board: Board | None = None
         self.interrupt = Interrupt(echo=0.0 if self.processes is None else 5.0)
 
     def _by_first(self, function: Callable[[], T]) -> T:
@@ -150,6 +152,9 @@ class Training:
             stack.callback(self.loss.end_warm_up)
             stack.enter_context(mode(self.roots, True))
             self._begin()
+            if self.settings.tensorboard is not None and self.speaks:
+                self.board = Board(self.settings.tensorboard, len(self.state.history))
+                stack.callback(self.board.close)
             stack.enter_context(self.interrupt)
             with self._bar() as bar:
                 while self.state.position.epoch <= self.settings.epochs and not (
@@ -299,14 +304,17 @@ class Training:
             self._settle()
             elbo = self._validate()
         self._stop_if_asked()
-        state.history.append(
-            loss=position.loss / position.data if self.loss.has_value else math.nan,
-            validation_elbo=elbo,
-            beta=weight,
-            learning_rate=self.optimization.learning_rate,
-            gradient_norm=position.norm / position.batch,
-            seconds=position.seconds + time.perf_counter() - self._started,
-        )
+        row = {
+            "loss": position.loss / position.data if self.loss.has_value else math.nan,
+            "validation_elbo": elbo,
+            "beta": weight,
+            "learning_rate": self.optimization.learning_rate,
+            "gradient_norm": position.norm / position.batch,
+            "seconds": position.seconds + time.perf_counter() - self._started,
+        }
+        state.history.append(**row)
+        if self.board is not None:
+            self.board.add(position.epoch, row)
         shown = {"loss": state.history.loss[-1], "validation ELBO": elbo}
         numbers = ", ".join(f"{name} {v:.2f}" for name, v in shown.items() if not math.isnan(v))
         bar.set_postfix_str(f"{numbers} nats per datum")

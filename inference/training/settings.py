@@ -14,6 +14,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch.utils.data import DataLoader
 
+from .board import check_tensorboard
 from .objective import JIT
 
 
@@ -46,12 +47,12 @@ def _callable(name: str, value: Any) -> None:
         raise TypeError(f"{name}: must be callable, but is a {type(value).__name__}")
 
 
-def as_path(value: Any) -> Path | None:
-    """The path of a checkpoint, or None."""
+def as_path(name: str, value: Any) -> Path | None:
+    """The path of a file or folder, or None."""
     if value is None:
         return None
     if not isinstance(value, str | os.PathLike):
-        raise TypeError(f"checkpoint: must be a path, but is {value!r}")
+        raise TypeError(f"{name}: must be a path, but is {value!r}")
     return Path(value)
 
 
@@ -96,6 +97,7 @@ class Settings:
     resume: bool
     progress: bool
     compile: bool
+    tensorboard: Path | None
 
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {
@@ -117,6 +119,8 @@ class Settings:
             _callable(name, getattr(self, name))
         if self.resume and self.checkpoint is None:
             raise ValueError("resume: needs the path of a checkpoint, but checkpoint is None")
+        if self.tensorboard is not None:
+            check_tensorboard(self.tensorboard)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
