@@ -127,7 +127,7 @@ DIFFERENCES = [
     ("p by data", "chance of so large a mean without a difference, on other data"),
     ("± seed", "paired over seeds; a dash where there is one"),
     ("p by seeds", "the same with other seeds"),
-    ("sure", "both p-values below 5 %, of two rows that can be believed"),
+    ("sure", "both p-values below 5%, of two rows that can be believed"),
 ]
 
 

@@ -119,7 +119,7 @@ def how_to_read(results: Results) -> list[str]:
         "The errors by data and by seed are each row's own. What makes an image hard is common to "
         "all rows: compare rows by their paired differences, not by whether their errors overlap.",
         "A p-value by data speaks of other data, one by seeds of other trainings. A difference is "
-        "sure where both are below 5 %; with many rows, some will be below 5 % by chance.",
+        "sure where both are below 5%; with many rows, some will be below 5% by chance.",
         "k̂ is the shape of the importance weights' tail. Where it is above its threshold, "
         "min(1 − 1/log₁₀ K, 0.7) of K samples, neither the number nor its Monte Carlo error means "
         "anything. R̂ is that of chains, and should be below 1.05.",

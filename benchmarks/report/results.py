@@ -18,6 +18,7 @@ from ...inference.evidence.estimate import khat_threshold
 from ..bench.folder import CELL, STUDY, read_json, sha256
 from .rows import Array, Curve, Estimated, Point, Record, Results, Row, same_data
 
+NONE = np.array([], np.int64)  # no data
 BUDGETS = ("num_samples", "num_temperatures", "num_steps", "num_draws", "num_chains")
 
 
@@ -107,7 +108,7 @@ class _Reader:
         first = runs[0]
         alike = [
             run for run in runs
-            if same_data(run.of(np.array([], int)), first.of(np.array([], int)))
+            if same_data(run.of(NONE), first.of(NONE)) and np.isin(run.datum, first.datum).any()
         ]  # fmt: skip
         shared = reduce(np.intersect1d, [run.datum for run in alike])
         if not len(shared):
@@ -225,5 +226,5 @@ def _curve(record: Record, file: Path) -> Curve:
 def _picture(file: Path) -> bytes:
     content = file.read_bytes()
     with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
-        picture.load()
+        picture.verify()  # that it is whole, which loading does not
     return content

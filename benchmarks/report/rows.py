@@ -20,7 +20,7 @@ Indices = npt.NDArray[np.int64]
 Point = tuple[str, str, str]  # data, model, objective
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no one truth value
 class Estimated:
     """One estimate of one trained model: arrays over the data, ``(N,)``, in nats.
 
@@ -64,7 +64,7 @@ class Estimated:
         return replace(self, **{k: v[at] for k, v in columns.items() if v is not None})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
     """All seeds of one (data, model, objective) under one estimator.
 
@@ -108,7 +108,7 @@ def same_data(one: Estimated, other: Estimated) -> bool:
     ) and np.array_equal(one.datum, other.datum)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Curve:
     """The history of one training: its epochs, what they took, and the bound at their ends."""
 

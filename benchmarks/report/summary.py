@@ -39,7 +39,7 @@ def _answer(results: Results) -> list[str]:
             f"Highest log p(x) that can be believed{where}: {name_of(best, rows)}, "
             f"{_value(score(best))} nats per datum."
         )
-        return [text, *_higher(results, best), *_against_the_next(results, best)]
+        return [text, *_higher(results), *_against_the_next(results, best)]
     upper = lowest_upper(rows)
     if upper is not None:
         text = (
@@ -57,22 +57,28 @@ def _answer(results: Results) -> list[str]:
     ]
 
 
-def _higher(results: Results, best: Row) -> list[str]:
+def _higher(results: Results) -> list[str]:
     """Which numbers are higher than the best to be believed, and are not to be."""
-    value = score(best).value
-    rows = [
-        row
-        for row in results.rows
-        if not (trusted(row) or row.simulated or row.direction == "upper")
-        and score(row).value > value
-    ]
+    rows = _above(results)
     if not rows:
         return []
     named = [f"{name_of(row, results.rows)} ({score(row).value:.3f})" for row in rows[:6]]
     more = f" and {len(rows) - 6} more" if len(rows) > 6 else ""
     return [
-        f"Higher, but not to be relied on: {', '.join(named)}{more}. With more samples, or a "
-        "better guide, they may well turn out the best."
+        f"Higher, but not to be relied on, with k̂ or R̂ too high or unknown for {DOUBTED:.0%} of "
+        f"the data or more: {', '.join(named)}{more}. With more samples, or a better guide, they "
+        "may well turn out the best."
+    ]
+
+
+def _above(results: Results) -> list[Row]:
+    best = believed(results.rows)
+    return [
+        row
+        for row in results.rows
+        if best is not None
+        and not (trusted(row) or row.simulated or row.direction == "upper")
+        and score(best).value < score(row).value < math.inf
     ]
 
 
@@ -115,7 +121,11 @@ def _without_number(results: Results) -> list[str]:
 
 def _doubted(results: Results) -> list[str]:
     doubted = [row for row in results.rows if score(row).unreliable >= DOUBTED]
-    if not doubted or len(doubted) == len(results.rows):  # which is the answer then
+    if len(doubted) == len(results.rows):  # which is the answer then
+        return []
+    told = _above(results)
+    doubted = [row for row in doubted if row not in told]
+    if not doubted:
         return []
     names = ", ".join(name_of(row, results.rows) for row in doubted[:6])
     more = f" and {len(doubted) - 6} more" if len(doubted) > 6 else ""

@@ -38,7 +38,7 @@ class Table:
         """Sorted by a click on a header, which is a button for keyboards too."""
         head = "".join(
             f'<th scope="col"><button type="button" title="{html.escape(meaning)}">'
-            f"{html.escape(header)}</button></th>"
+            f"{html.escape(header).replace('± ', '±&nbsp;')}</button></th>"
             for header, meaning in self.headers
         )
         lines = []
