@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from .rows import Point, Results, Row
+from .rows import Point, Results, Row, same_data
 from .statistics import score
 
 DOUBTED = 0.05  # share of the data that nothing vouches for, from which a row is not believed
@@ -38,22 +38,28 @@ def trusted(row: Row) -> bool:
 def believed(rows: Sequence[Row]) -> Row | None:
     """The trusted lower estimate that is highest; without one, the highest on no known side.
 
+    Means over different data are no better or worse than each other: it is one over the most data.
     An upper estimate is never chosen: the worse it is, the higher.
     """
     for sides in (LOWER, ("consistent",)):
-        found = [row for row in rows if row.direction in sides and trusted(row)]
+        found = _widest([row for row in rows if row.direction in sides and trusted(row)])
         if found:
             return max(found, key=_value)
     return None
 
 
 def lowest_upper(rows: Sequence[Row]) -> Row | None:
-    """The trusted upper estimate that is lowest."""
-    return min(
-        (row for row in rows if row.direction == "upper" and trusted(row)),
-        key=_value,
-        default=None,
-    )
+    """The trusted upper estimate that is lowest, of those over the most data."""
+    found = _widest([row for row in rows if row.direction == "upper" and trusted(row)])
+    return min(found, key=_value, default=None)
+
+
+def _widest(rows: Sequence[Row]) -> list[Row]:
+    """Rows of the same data: of the set with most data, and of those the one with most rows."""
+    if not rows:
+        return []
+    alike = [[row for row in rows if same_data(one.runs[0], row.runs[0])] for one in rows]
+    return max(alike, key=lambda group: (len(group[0].runs[0].datum), len(group)))
 
 
 def second(rows: Sequence[Row], best: Row) -> Row | None:
@@ -63,7 +69,7 @@ def second(rows: Sequence[Row], best: Row) -> Row | None:
         for row in rows
         if row.estimator == best.estimator and row.point != best.point and trusted(row)
     ]
-    return max(rivals, key=_value, default=None)
+    return max(_widest(rivals), key=_value, default=None)
 
 
 def _value(row: Row) -> float:

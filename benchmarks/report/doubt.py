@@ -10,18 +10,21 @@ import numpy as np
 
 from .choice import believed, label, name_of
 from .drawing import INK, PALETTE, Drawn, colours, logarithmic, short
-from .rows import Array, Point, Results, Row
+from .rows import Array, Point, Results, Row, same_data
 from .statistics import score, standard_error
 
 
 def _grouped(
     rows: Sequence[Row], value: Callable[[Row], float]
 ) -> dict[tuple[Point, str], list[Row]]:
-    """Rows of one point that differ by a budget alone, by that budget."""
+    """Rows of one point, of the same data, that differ by a budget alone, by that budget."""
     found: dict[tuple[Point, str], list[Row]] = {}
     for row in rows:
-        if math.isfinite(score(row).value):
-            found.setdefault((row.point, row.kind), []).append(row)
+        alike = found.setdefault((row.point, row.kind), [])
+        if math.isfinite(score(row).value) and (
+            not alike or same_data(alike[0].runs[0], row.runs[0])
+        ):
+            alike.append(row)
     return {
         key: sorted(group, key=value)
         for key, group in found.items()
@@ -71,6 +74,7 @@ def costs(results: Results) -> Drawn | None:
             by_point.setdefault(row.point, []).append(row)
     rows = max(by_point.values(), key=len, default=[])
     best = believed(rows)
+    rows = [row for row in rows if best is not None and same_data(row.runs[0], best.runs[0])]
     if best is None or len(rows) < 3:
         return None
     reference, centre = best, score(best).value

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import html
 import io
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import matplotlib
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import FuncFormatter
 
 PALETTE = (
     "#3b82c4",
@@ -108,8 +110,15 @@ def logarithmic(axes: Any, *which: str) -> None:
     for name in which:
         getattr(axes, f"set_{name}scale")("log")
         axis = getattr(axes, f"{name}axis")
-        axis.set_major_formatter(LogFormatter())
-        axis.set_minor_formatter(LogFormatter(minor_thresholds=(1.0, 0.4)))
+        axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axis.set_minor_formatter(FuncFormatter(partial(_minor_tick, axis)))
+
+
+def _minor_tick(axis: Any, x: float, _: int) -> str:
+    """2 and 5 between few powers of ten; nothing between many."""
+    low, high = sorted(axis.get_view_interval())
+    digit = round(x / 10 ** math.floor(math.log10(x)))
+    return f"{x:g}" if high < 50 * low and digit in (2, 5) else ""
 
 
 def colours(names: Sequence[Any]) -> dict[Any, str]:

@@ -8,7 +8,7 @@ import re
 from .choice import DOUBTED, believed, label, lowest_upper, name_of, published, second, trusted
 from .content import distance
 from .doubt import sandwich_gap
-from .rows import Results, Row
+from .rows import Results, Row, same_data
 from .statistics import Difference, Score, difference, score, unpaired
 
 
@@ -37,14 +37,15 @@ def _answer(results: Results) -> list[str]:
         where = "" if best.direction != "consistent" else ", on no known side of the truth"
         text = (
             f"Highest log p(x) that can be believed{where}: {name_of(best, rows)}, "
-            f"{_value(score(best))} nats per datum."
+            f"{_value(score(best))} nats per datum{_of_how_many(results, best)}."
         )
         return [text, *_higher(results), *_against_the_next(results, best)]
     upper = lowest_upper(rows)
     if upper is not None:
         text = (
             f"There are only upper bounds to rely on: log p(x) lies below them in expectation. The "
-            f"lowest is {name_of(upper, rows)}, {_value(score(upper))} nats per datum."
+            f"lowest is {name_of(upper, rows)}, {_value(score(upper))} nats per datum"
+            f"{_of_how_many(results, upper)}."
         )
         if len(results.points) > 1:
             text += " Upper bounds alone do not tell which model is best."
@@ -55,6 +56,14 @@ def _answer(results: Results) -> list[str]:
         "None of these estimates is to be relied on: under each, k̂ or R̂ is too high or unknown "
         f"for {DOUBTED:.0%} of the data or more, or the mean is not finite."
     ]
+
+
+def _of_how_many(results: Results, chosen: Row) -> str:
+    """Of which data a number is, where another row's is of others."""
+    run = chosen.runs[0]
+    if all(row.simulated or same_data(row.runs[0], run) for row in results.rows):
+        return ""
+    return f", of {len(run.datum):,} {run.split} data; means over other data are not compared"
 
 
 def _higher(results: Results) -> list[str]:
@@ -78,6 +87,7 @@ def _above(results: Results) -> list[Row]:
         for row in results.rows
         if best is not None
         and not (trusted(row) or row.simulated or row.direction == "upper")
+        and same_data(row.runs[0], best.runs[0])
         and score(best).value < score(row).value < math.inf
     ]
 
