@@ -1,6 +1,7 @@
 """The report of a study: one page that stands alone, its twin in Markdown, figures, LaTeX tables.
 
-a study's folder -> results -> statistics -> tables and figures -> page
+a study's folder -> results (rows) -> statistics -> choice -> content, figures, doubt, summary
+                 -> page and its twin
 """
 
 from .page import report

@@ -142,7 +142,9 @@ def tails(results: Results) -> Drawn | None:
             only = len(_thresholds(rows)) == 1 or len(its) > 1
             ink = INK if only else colour[name_of(its[0], rows)]
             axes.axvline(limit, color=ink, lw=1.1, ls=":")
-            axes.text(limit, 0.01, f" {limit:.2f}", color=ink, ha="left", fontsize=8)
+            counts = {row.runs[0].num_samples for row in its}
+            of = f" (K = {counts.pop():,})" if len(counts) == 1 else ""
+            axes.text(limit, 0.01, f" {limit:.2f}{of}", color=ink, ha="left", fontsize=8)
         axes.set_xlabel("k̂ of a datum")
         axes.set_ylabel("share of the data at or below")
         axes.grid(alpha=0.25)

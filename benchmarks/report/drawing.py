@@ -134,5 +134,6 @@ def short(name: str) -> str:
     >>> short("_x"), short("a" * 50)[-3:]
     (' _x', 'aa…')
     """
-    name = " ".join(name.split()) if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+    name = " ".join(name.split())
+    name = name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
     return f" {name}" if name.startswith("_") else name
