@@ -15,13 +15,13 @@ from pyrovae.benchmarks.bench.progress import Clock, scores
 STUDY = """\
 seeds = [0, 1]
 [training]
-epochs = 40
+epochs = 12
 batch_size = 20
 [data.points]
 name = "study_toys:data"
 [model.slow]
 name = "study_toys:slow"
-options = {told = "steps.txt", seconds = 0.03}
+options = {told = "steps.txt", seconds = 0.05}
 [objective.ELBO]
 [estimator.L_20]
 name = "importance-sampling"
@@ -38,11 +38,11 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_long_trainings_are_told_of(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "LONG", 0.3)
+    monkeypatch.setattr(runner, "LONG", 0.2)
     said: list[str] = []
     run(Bench("study.toml", study / "out", processes=1), said.append)
-    line = r"0 of 2 cells: points, slow, ELBO, seed 0: epoch (\d+) of at most 40, validation bound -\d+\.\d\d, "
-    line += r"0\.\d s an epoch; about (\d+) s left"
+    line = r"0 of 2 cells: points, slow, ELBO, seed 0: epoch (\d+) of at most 12, "
+    line += r"validation bound -\d+\.\d\d, 0\.\d s an epoch; about (\d+) s left"
     told = [found for text in said if (found := re.fullmatch(line, text))]
     assert len(told) > 2, said
     epochs = [int(found[1]) for found in told]

@@ -7,6 +7,7 @@ and the fingerprint of settings and data, without which a state cannot be gone o
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -197,7 +198,7 @@ def describe(
     listed = ", ".join(f"{name}={value}" for name, value in public.items())
     result: dict[str, Any] = {
         "seed": seed,
-        "objective": repr(objective) if loss.ours else f"{type(objective).__name__}({listed})",
+        "objective": _plainly(objective) if loss.ours else f"{type(objective).__name__}({listed})",
         "batch_size": settings.batch_size,
         "learning_rate": settings.learning_rate,
         **optimization.fingerprint(),
@@ -216,6 +217,11 @@ def _name(function: Any) -> str | None:
     if function is None:
         return None
     return getattr(function, "__qualname__", type(function).__qualname__)
+
+
+def _plainly(value: Any) -> str:
+    """Its repr, without where in memory parts are that have none of their own."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def versions() -> dict[str, str]:
