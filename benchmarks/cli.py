@@ -31,6 +31,7 @@ from .options import parse_options
 from .pairs import find_device
 from .report import report
 from .runs import Settings, default_output, going_on, open_run
+from .schedules import SCHEDULES
 from .scoring import ESTIMATORS, NUM_SAMPLES, Question, evidence, summary
 from .speed import PARTS, bench
 from .speed.bench import ROUNDS
@@ -184,6 +185,9 @@ def _train(
         _option("Stop after so many epochs without a better validation ELBO; keep the best."),
     ] = None,
     clip: Annotated[float | None, _option("Largest norm of a gradient.")] = None,
+    schedule: Annotated[
+        str | None, _option(f"Of the learning rate: {', '.join(SCHEDULES)}, or {OWN}.")
+    ] = None,
     seed: Annotated[int | None, _option("Makes the run reproducible.", DEFAULTS.seed)] = None,
     device: Annotated[str | None, _option("auto, cpu or cuda.", DEFAULTS.device)] = None,
     binarise: Annotated[
@@ -221,6 +225,7 @@ def _train(
         "warm_up": warm_up,
         "patience": patience,
         "clip": clip,
+        "schedule": schedule,
         "seed": seed,
         "device": device,
         "binarise": binarise,
@@ -343,6 +348,9 @@ def _bench(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the cells and what they will cost; run nothing.")
     ] = False,
+    small: Annotated[
+        bool, typer.Option("--small", help="The smaller schedule that the study file states.")
+    ] = False,
     retry: Annotated[
         bool, typer.Option("--retry", help="Try cells again that have failed.")
     ] = False,
@@ -381,6 +389,7 @@ def _bench(
         processes,
         workers,
         scheduler,
+        small,
     )
     if dry_run:
         preview(asked)

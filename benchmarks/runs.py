@@ -45,6 +45,7 @@ class Settings:
     warm_up: int = 0
     patience: int | None = None
     clip: float | None = None
+    schedule: str | None = None
     seed: int = 0
     device: str = "auto"
     binarise: bool = True

@@ -23,6 +23,7 @@ from .options import call, look_up, resolved
 from .pairs import Pair, build, find_device, model_options
 from .pictures import learning_curve
 from .runs import Run, Settings, new_folder
+from .schedules import SCHEDULES
 from .zoo import MODELS
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def train(
     """
     with new_folder(output) if _writes(group) else nullcontext(Path(output)) as folder:
         make_objective(settings)
+        make_schedule(settings)
         dataset = load_data(settings)
         options = model_options(settings.model, settings.options, dataset.shape)
         if ":" not in settings.model:
@@ -155,6 +157,13 @@ def make_objective(settings: Settings) -> Any:
         look_up("objective", settings.objective, OBJECTIVES),
         options=settings.objective_options,
     )
+
+
+def make_schedule(settings: Settings) -> Callable[[Any], Any] | None:
+    """The learning-rate schedule that the settings name."""
+    if settings.schedule is None:
+        return None
+    return look_up("schedule", settings.schedule, SCHEDULES)
 
 
 def go_on(run: Run) -> str:
@@ -230,6 +239,7 @@ def _call_fit(
         patience=settings.patience,
         warm_up=settings.warm_up,
         clip=settings.clip,
+        schedule=make_schedule(settings),
         transform=dataset.transform,
         seed=settings.seed,
         # "auto" leaves a program without modules where its parameters are

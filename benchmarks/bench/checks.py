@@ -22,6 +22,7 @@ from ..datasets import Dataset, DatasetError
 from ..factories import FactoryError
 from ..options import accepts, call, look_up, resolved
 from ..pairs import build, model_options
+from ..schedules import SCHEDULES
 from ..scoring import ESTIMATORS, Question
 from ..training import OBJECTIVES, check_bits, make_objective
 from ..zoo import MODELS
@@ -63,6 +64,11 @@ class _Checker:
                 with self._telling(axis, one.label, "name"):
                     found = look_up(axis, one.name, built_in)
                     self.identities[one.name] = _source(found, one.name)
+        for path, schedule in self._schedules():
+            with self._telling(*path, "schedule"):
+                self.identities[schedule] = _source(
+                    look_up("schedule", schedule, SCHEDULES), schedule
+                )
         for one in self.study.objectives:
             with self._telling("objective", one.label), _undisturbed():
                 call(one.name, look_up("objective", one.name, OBJECTIVES), options=one.options)
@@ -73,6 +79,17 @@ class _Checker:
             self._pairs()
         if self.faults:
             raise StudyError(f"{self.study.name}.toml", self.faults)
+
+    def _schedules(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Every schedule that is named, and where."""
+        study = self.study
+        if schedule := study.training.get("schedule"):
+            yield ("training",), schedule
+        axes = {"data": study.data, "model": study.models, "objective": study.objectives}
+        for axis, entries in axes.items():
+            for one in entries:
+                if schedule := one.settings.get("schedule"):
+                    yield (axis, one.label, "training"), schedule
 
     @contextmanager
     def _telling(self, *path: str, before: str = "") -> Iterator[None]:

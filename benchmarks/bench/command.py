@@ -31,11 +31,12 @@ class Bench:
     processes: int | None = None
     workers: int | None = None
     scheduler: str | None = None
+    small: bool = False
 
     def read(self) -> tuple[Study, list[Cell]]:
         """The study and its cells, all of them checked."""
         find_device(self.device)
-        study = read_study(self.study)
+        study = read_study(self.study, self.small)
         return study, check(study, self.data_folder, self.device)
 
     def folder(self, study: Study) -> Folder:

@@ -18,6 +18,10 @@
     name = "importance-sampling"
     options = {num_samples = 5000}
 
+    [small]                  # what --small runs instead: of 2 cores, say
+    training = {epochs = 20}
+    scoring = {subset = 100}
+
 An entry is called by its label and found by its name, which is the label where it is not given: a
 built-in one, or a factory as ``package.module:attribute``.
 """
@@ -25,6 +29,7 @@ built-in one, or a factory as ``package.module:attribute``.
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from types import UnionType
@@ -35,7 +40,16 @@ from ..scoring import Question
 from .lines import Lines
 from .study import Entry, Study, StudyError
 
-TRAINING = ("epochs", "batch_size", "learning_rate", "warm_up", "patience", "clip", "compile")
+TRAINING = (
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "warm_up",
+    "patience",
+    "clip",
+    "schedule",
+    "compile",
+)
 SCORING = ("split", "subset", "subset_seed", "seed")
 AXES: dict[str, tuple[str, ...]] = {
     "data": (*TRAINING, "binarise"),
@@ -43,7 +57,8 @@ AXES: dict[str, tuple[str, ...]] = {
     "objective": TRAINING,
     "estimator": (*SCORING, "parts"),
 }
-TOP = ("title", "question", "seeds", "training", *AXES, "exclude", "published")
+TOP = ("title", "question", "seeds", "training", *AXES, "exclude", "published", "small")
+SMALL = ("seeds", "training", "scoring", "exclude")
 PUBLISHED = {"value": float, "spread": float, "source": str, **dict.fromkeys(AXES, str)}
 TYPES = {**get_type_hints(Question), **get_type_hints(Settings), "parts": int}
 POSITIVE = ("epochs", "batch_size", "learning_rate", "patience", "clip", "subset", "parts")
@@ -57,8 +72,8 @@ def shipped() -> dict[str, Path]:
     return {file.stem: file for file in sorted(folder.glob("*.toml"))}
 
 
-def read_study(path: str | Path) -> Study:
-    """The study in a file, or the shipped one of that name.
+def read_study(path: str | Path, small: bool = False) -> Study:
+    """The study in a file, or the shipped one of that name; by its smaller schedule, if wanted.
 
     Raises:
         FileNotFoundError: there is no such file, and none of that name is shipped.
@@ -79,7 +94,7 @@ def read_study(path: str | Path) -> Study:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise StudyError(file, [(_line_of(error, text), f"no TOML: {error}")]) from error
-    return _Reader(file, text, content).study()
+    return _Reader(file, text, content).study(small)
 
 
 class _Reader:
@@ -93,7 +108,7 @@ class _Reader:
     def fault(self, what: str, *path: Any) -> None:
         self.faults.append((self.lines.find(*path), what))
 
-    def study(self) -> Study:
+    def study(self, small: bool) -> Study:
         self._known(self.content, TOP)
         axes = {axis: self._axis(axis) for axis in AXES}
         title = self._value(self.content, "title", str, (), self.file.stem)
@@ -112,11 +127,44 @@ class _Reader:
             published=self._tables("published", PUBLISHED, axes),
             text=self.text,
         )
+        found = self._smaller(found, small)
         if not self.faults and not list(found.points()):
             self.fault("exclude should leave something of the grid; found nothing left", "exclude")
         if self.faults:
             raise StudyError(self.file, self.faults)
         return found
+
+    def _smaller(self, study: Study, wanted: bool) -> Study:
+        """The study with what [small] says instead."""
+        table, path = self._table("small"), ("small",)
+        self._known(table, SMALL, *path)
+        training = self._value(table, "training", dict, path, {})
+        scoring = self._value(table, "scoring", dict, path, {})
+        axes = {"data": study.data, "model": study.models, "objective": study.objectives}
+        smaller = replace(
+            study,
+            name=f"{study.name}-small",
+            title=f"{study.title} (smaller schedule)",
+            seeds=self._seeds(*path) if "seeds" in table else study.seeds,
+            training={
+                **study.training,
+                **self._settings(training, TRAINING, ("small", "training")),
+            },
+            estimators=self._scored(study.estimators, scoring),
+            exclude=(
+                *study.exclude,
+                *self._tables("exclude", dict.fromkeys(axes, str), axes, *path),
+            ),
+        )
+        if not wanted:
+            return study
+        if not table:
+            self.fault("--small needs a table [small]; there is none", "small")
+        return smaller
+
+    def _scored(self, estimators: tuple[Entry, ...], scoring: dict[str, Any]) -> tuple[Entry, ...]:
+        settings = self._settings(scoring, AXES["estimator"], ("small", "scoring"))
+        return tuple(replace(one, settings={**one.settings, **settings}) for one in estimators)
 
     def _known(self, table: dict[str, Any], names: Any, *path: Any) -> None:
         for key in table:
@@ -143,8 +191,8 @@ class _Reader:
         self.fault(f"{key} should be of type {wanted}; found {table[key]!r:.60}", *path, key)
         return default
 
-    def _seeds(self) -> tuple[int, ...]:
-        seeds = self.content.get("seeds", [0])
+    def _seeds(self, *path: str) -> tuple[int, ...]:
+        seeds = self._table(*path).get("seeds", [0])
         if (
             not isinstance(seeds, list)
             or not seeds
@@ -154,6 +202,7 @@ class _Reader:
             self.fault(
                 "seeds should be a list of different whole numbers from 0 to 2**32 - 1; "
                 f"found {seeds!r:.60}",
+                *path,
                 "seeds",
             )
             return (0,)
@@ -197,21 +246,22 @@ class _Reader:
         return Entry(label, name, options, {**own, **trained})
 
     def _tables(
-        self, key: str, kinds: dict[str, Any], axes: dict[str, tuple[Entry, ...]]
+        self, key: str, kinds: dict[str, Any], axes: dict[str, tuple[Entry, ...]], *path: str
     ) -> tuple[dict[str, Any], ...]:
         """The tables of an array, whose entries name labels of the axes."""
-        tables = self.content.get(key, [])
+        tables = self._table(*path).get(key, [])
         if not isinstance(tables, list) or not all(isinstance(one, dict) for one in tables):
-            self.fault(f"'{key}' should be an array of tables, [[{key}]]", key)
+            self.fault(f"'{key}' should be an array of tables, [[{key}]]", *path, key)
             return ()
         for i, table in enumerate(tables):
-            self._known(table, kinds, key, i)
+            self._known(table, kinds, *path, key, i)
             for name in table.keys() & kinds.keys():
-                value = self._value(table, name, kinds[name], (key, i), None)
+                value = self._value(table, name, kinds[name], (*path, key, i), None)
                 labels = [one.label for one in axes.get(name, ())]
                 if name in axes and value is not None and value not in labels:
                     self.fault(
                         f"{name} should be one of {', '.join(labels)}; found '{value}'",
+                        *path,
                         key,
                         i,
                         name,

@@ -162,7 +162,8 @@ class Study:
                     self._estimation(one, seed, where, identities.get(one.name, {}))
                     for one in self.estimators
                 )
-                named = (data.label, model.name, objective.name)
+                settings = self.settings(*point, seed, **where)
+                named = (data.label, model.name, objective.name, settings.schedule or "")
                 identity = {k: v for name in named for k, v in identities.get(name, {}).items()}
                 found.append(
                     Cell(
@@ -170,7 +171,7 @@ class Study:
                         model.label,
                         objective.label,
                         seed,
-                        self.settings(*point, seed, **where),
+                        settings,
                         estimations,
                         identity,
                     )

@@ -211,7 +211,7 @@ def load(
     DatasetError: unknown data set 'cifar'; there are digits, mnist, fashion-mnist, ...
     """
     if ":" in name:
-        return load_custom(name)
+        return load_custom(name, folder)
     if name == COUNTS:
         return load_counts().data
     if name not in CATALOGUE:

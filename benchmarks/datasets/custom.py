@@ -1,20 +1,23 @@
 """A data set of the user's own, named by import path: ``package.module:function``.
 
-The function takes nothing and returns a `Dataset`, or three tensors (train, validation, test), or
-one tensor, which is shuffled (seed 777) and split 80/10/10. Tensors are (N, ...) and floating; each
-datum is flattened to D values. They are taken as they are: bits redrawn in every epoch need a
-`Dataset` with ``dynamic=True``.
+The function takes nothing, or the folder of data files as ``folder``, and returns a `Dataset`, or
+three tensors (train, validation, test), or one tensor, which is shuffled (seed 777) and split
+80/10/10. Tensors are (N, ...) and floating; each datum is flattened to D values. They are taken as
+they are: bits redrawn in every epoch need a `Dataset` with ``dynamic=True``.
 """
+
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..factories import resolve
+from ..options import accepts
 from .dataset import BINARISATION_SEED, SPLITS, Dataset, DatasetError
 
 
-def load_custom(path: str) -> Dataset:
+def load_custom(path: str, folder: str | Path | None = None) -> Dataset:
     """Call the function at an import path and make a `Dataset` of what it returns.
 
     Raises:
@@ -23,7 +26,7 @@ def load_custom(path: str) -> Dataset:
     """
     factory = resolve(path)
     try:
-        value = factory()
+        value = factory(folder=folder) if accepts(factory, "folder") else factory()
     except DatasetError:
         raise
     except Exception as error:  # the user's code runs here: say whose fault it was
