@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from .choice import believed, compared, name_of, published, trusted
+from .gaps import gaps
 from .rows import Results, Row
 from .statistics import combined, difference, score, unpaired
 from .tables import Cell, Table, chance, number, percent, words
@@ -13,9 +14,10 @@ from .tables import Cell, Table, chance, number, percent, words
 
 def tables(results: Results) -> list[Table]:
     """All that these results fill."""
-    return [
-        one for one in (_scores(results), _differences(results), _trainings(results)) if one.rows
-    ]
+    costs = gaps(results)
+    costs = without(costs, *(set(_empty(results)) & {"data", "model", "objective"}))
+    found = (_scores(results), _differences(results), costs, _trainings(results))
+    return [one for one in found if one.rows]
 
 
 SCORES = [

@@ -201,6 +201,7 @@ def _read_estimate(folder: Path, seed: int, one: dict[str, Any]) -> Estimated:
         # bidirectional Monte Carlo draws its data from the model, unless it is told how to start
         simulated=upper is not None and not one["spec"].get("options", {}).get("posterior"),
         rhat=column("rhat"),
+        guide_elbo=column("guide_elbo"),
         split=str(data.attrs.get("split", "")),
         fingerprint=str(data.attrs.get("fingerprint", "")),
     )

@@ -1,0 +1,61 @@
+"""The table of inference gaps, against numbers by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from report_toys import Folder
+
+from pyrovae.benchmarks.report.content import tables
+from pyrovae.benchmarks.report.results import read_results
+
+
+def refined(folder: Path, **more: object) -> Folder:
+    """log p = -10 and -12; the local ELBOs 1 and 2 below; the guide's 3 and 5 below these."""
+    study = Folder(folder)
+    columns = {"elbo": [-11.0, -14.0], "guide_elbo": [-14.0, -19.0]}
+    study.estimate([-10.0, -12.0], "refined", stderr=0.0, columns=columns, **more)
+    return study
+
+
+def table(study: Folder) -> list[str]:
+    study.write()
+    (found,) = [one for one in tables(read_results(study.path)) if one.name == "gaps"]
+    (row,) = found.rows
+    return [cell.text for cell in row]
+
+
+def test_by_hand(tmp_path: Path) -> None:
+    # means 1.5 and 4; errors sd/√2 = 0.5 and 1
+    assert table(refined(tmp_path)) == ["refined", "1.50", "0.50", "4.00", "1.00", "2"]
+
+
+def test_a_higher_estimate_that_can_be_believed_is_the_measure(tmp_path: Path) -> None:
+    study = refined(tmp_path)
+    study.estimate([-9.0, -12.0], "AIS", stderr=[0.3, 0.4])
+    # 2 and 2; Monte Carlo √(0.09 + 0.16) / 2
+    assert table(study) == ["AIS", "2.00", f"{math.sqrt(0.25) / 2:.2f}", "4.00", "1.00", "2"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"khat": 0.9},
+        {"attrs": {"direction": "upper"}},
+        {"datum": [5, 6]},
+        {"attrs": {"split": "validation"}},
+    ],
+)
+def test_another_that_cannot_be_the_measure_is_not(tmp_path: Path, other: dict) -> None:
+    study = refined(tmp_path)
+    study.estimate([-9.0, -9.0], "other", **other)
+    assert table(study)[0] == "refined"
+
+
+def test_without_a_refined_estimate_there_is_no_table(tmp_path: Path) -> None:
+    study = Folder(tmp_path)
+    study.estimate([-10.0, -12.0])
+    study.write()
+    assert "gaps" not in [one.name for one in tables(read_results(tmp_path))]
