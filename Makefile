@@ -3,7 +3,7 @@
 #   make test ARGS="-k weights"          arguments for the program that runs
 #   make test PYTHON=python3.12          another Python, in an environment of its own
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format types clean
+.PHONY: help demo test lint format types docs clean
 
 PYTHON ?= python3
 VENV   ?= .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
@@ -17,6 +17,7 @@ help:
 	@echo 'make test    run the tests'
 	@echo 'make lint    check style (make format mends it)'
 	@echo 'make types   check types'
+	@echo 'make docs    build the pages of docs/ into build/docs; a warning is an error'
 	@echo 'make clean   remove what was built, the virtual environments too'
 
 demo: $(VENV)/.bench
@@ -38,6 +39,9 @@ types: $(VENV)/.dev
 	rm -rf build
 	$(PIP) install --quiet --no-deps --no-build-isolation --target build/types .
 	MYPYPATH=build/types $(BIN)/mypy --package pyrovae
+
+docs: $(VENV)/.dev
+	$(BIN)/python -m sphinx -W --keep-going -b html docs build/docs $(ARGS)
 
 clean:
 	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

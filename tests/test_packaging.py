@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TOPS = ("models", "inference", "benchmarks")
 # Besides the packages: what somebody who has only the sdist needs to test it and to read it.
 IN_SDIST = ("README.md", "LICENSE", "CHANGELOG.md", "constraints.txt", "Makefile", "setup.cfg")
+PAGES = ("docs/conf.py", "docs/index.md", "docs/api/index.md", "docs/examples/rings.toml")
 LEFT_BY_TOOLS = shutil.ignore_patterns(
     ".*_cache", ".git", ".venv*", "__pycache__", "build", "dist", "runs", "*.egg-info"
 )
@@ -135,5 +136,5 @@ def test_the_sdist_holds_what_its_tests_need(built: dict[str, Path]) -> None:
     with tarfile.open(built["sdist"]) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
     tests = {file.relative_to(ROOT).as_posix() for file in (ROOT / "tests").rglob("*.py")}
-    assert (tests | set(IN_SDIST)) - held == set()
+    assert (tests | {*IN_SDIST, *PAGES}) - held == set()
     assert [name for name in held if "__pycache__" in name] == []
