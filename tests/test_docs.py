@@ -27,7 +27,12 @@ COMPILED = {
     "dask_jobqueue": "needs Slurm",
     "dask_kubernetes": "needs Kubernetes",
 }
-COMMANDS = [line for text in GUIDES.values() for line in commands(text) if "pyrovae" in line[:8]]
+COMMANDS = [
+    line
+    for text in GUIDES.values()
+    for line in commands(text)
+    if line.startswith(("pyrovae", "torchrun"))
+]
 STUDIES = [
     (name, block)
     for name, text in GUIDES.items()
