@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,8 @@ def samples(drawn: Mapping[str, Tensor], shape: Sequence[int], path: Path) -> No
         side = round(len(images) ** 0.5)
         _show(axes, _tiled(images[: side * side], side, shape), None)
         axes.set_title(name, fontsize=12)
-    figure.suptitle("The pixels' probabilities given codes drawn from the prior")
+    title = "The pixels' probabilities given codes drawn from the prior"
+    figure.suptitle(textwrap.fill(title, 40 * len(drawn)))
     save_figure(figure, path)
 
 
