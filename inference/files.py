@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
+import time
 from pathlib import Path
+from typing import BinaryIO
+
+ABANDONED = 600.0  # seconds after which nobody is still writing a file
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace the file at ``path`` in one step; on failure the old one stays and nothing is left.
 
-    The name of the file on the way is always the same, so that a killed process leaves at most
-    one, which the next write takes over.
+    The name of the file on the way is the same each time, so that a killed process leaves at most
+    one, which a later write takes over. Of processes that write at once, each has its own.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary, file = _on_the_way(path)
     try:
-        with open(temporary, "wb") as file:
+        with file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -28,6 +34,19 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _on_the_way(path: Path) -> tuple[Path, BinaryIO]:
+    """A file beside ``path`` that no other process writes."""
+    usual = path.with_name(f".{path.name}.tmp")
+    own = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    with contextlib.suppress(FileNotFoundError):
+        if time.time() - usual.stat().st_mtime > ABANDONED:
+            usual.unlink()
+    try:
+        return usual, open(usual, "xb")
+    except FileExistsError:
+        return own, open(own, "wb")
 
 
 def write_new(path: Path, content: bytes) -> Path:

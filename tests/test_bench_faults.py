@@ -243,7 +243,7 @@ def read(record: dict, one: Study) -> list[float]:
 
 def test_parts_of_an_estimate_are_put_together_in_order(study) -> None:
     one = study(NORMAL, '\n[estimator.parts]\nname = "study_toys:Noting"\nparts = 3\n')
-    assert not one.run()
+    assert not one.run(), one.said
     record = one.records()["normal 0"]
     files = {e["estimator"]: one.path / "out" / e["file"] for e in record["estimates"]}
     with xr.open_dataset(files["parts"], engine="scipy") as found:
@@ -296,3 +296,31 @@ def test_a_dask_worker_that_is_killed_is_replaced(study) -> None:
     assert (one.path / "died").exists()
     assert set(status(one.records()).values()) == {"done"}
     assert one.count("scored.txt") == 4
+
+
+def test_runners_that_begin_at_once_share_a_folder(study) -> None:
+    one = study(NORMAL)
+    (one.path / "out" / "cells").mkdir(parents=True)  # another has come so far
+    assert not one.run()
+    assert len(one.records()) == 2
+
+
+def test_a_folder_of_something_else_is_left_alone(study) -> None:
+    one = study(NORMAL)
+    (one.path / "out").mkdir()
+    (one.path / "out" / "thesis.tex").touch()
+    with pytest.raises(FileExistsError, match="exists and is no study's"):
+        one.run()
+    assert [file.name for file in (one.path / "out").iterdir()] == ["thesis.tex"]
+
+
+def test_dask_workers_of_several_threads_are_refused(study) -> None:
+    distributed = pytest.importorskip("distributed")
+    one = study(NORMAL)
+    with (
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"
+        ) as cluster,
+        pytest.raises(ValueError, match=r"one thread each .*; found 2"),
+    ):
+        one.run(processes=None, scheduler=cluster.scheduler_address)

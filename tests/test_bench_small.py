@@ -57,6 +57,8 @@ def test_the_smaller_schedule(tmp_path: Path) -> None:
     assert (cell.settings.epochs, cell.settings.warm_up) == (2, 5)
     (estimation,) = cell.estimations
     assert (estimation.question.subset, estimation.parts) == (5, 1)
+    both = read(tmp_path, STUDY.replace('exclude = [{model = "long"}]', ""))
+    assert [cell.settings.epochs for cell in both.cells({})] == [2, 2]  # an entry's own, too
 
 
 def test_it_is_not_there_unasked(tmp_path: Path) -> None:

@@ -35,9 +35,13 @@ class Bench:
 
     def read(self) -> tuple[Study, list[Cell]]:
         """The study and its cells, all of them checked."""
-        find_device(self.device)
+        folder = self.data_folder
+        if self.scheduler is None:
+            find_device(self.device)
+        elif folder is not None:
+            folder = str(Path(folder).resolve())  # workers may have been started elsewhere
         study = read_study(self.study, self.small)
-        return study, check(study, self.data_folder, self.device)
+        return study, check(study, folder, self.device)
 
     def folder(self, study: Study) -> Folder:
         return Folder(Path("runs") / study.name if self.output is None else self.output)

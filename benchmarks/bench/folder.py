@@ -31,6 +31,7 @@ from ..runs import Run, check_writable, open_run
 from .study import Cell, Estimation, Study, address
 
 STUDY, CELL = "pyrovae-study-1", "pyrovae-cell-1"
+FOLDERS = ("cells", "trainings", "locks")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,19 @@ class Folder:
             OSError: nothing can be written here.
         """
         file = self.path / "study.json"
+        there = [one.name for one in self.path.iterdir()] if self.path.exists() else []
+        # without the file another runner may just be beginning
+        if not file.exists() and any(name not in FOLDERS and name[0] != "." for name in there):
+            raise FileExistsError(
+                f"output: {self.path} exists and is no study's; choose another --output"
+            )
+        check_writable(self.path, make=True)
+        for name in FOLDERS:
+            (self.path / name).mkdir(exist_ok=True)
+        with self.lock("study"):
+            self._write(file, study, cells)
+
+    def _write(self, file: Path, study: Study, cells: Sequence[Cell]) -> None:
         commands = [shlex.join(["pyrovae", *sys.argv[1:]])]
         if file.exists():
             before = read_json(file)
@@ -56,13 +70,6 @@ class Folder:
                     f"'{None if before is None else before.get('name')}'; choose another --output"
                 )
             commands = [*before.get("commands", []), *commands]
-        elif self.path.exists() and any(self.path.iterdir()):
-            raise FileExistsError(
-                f"output: {self.path} exists and is no study's; choose another --output"
-            )
-        check_writable(self.path, make=True)
-        for name in ("cells", "trainings", "locks"):
-            (self.path / name).mkdir(exist_ok=True)
         write_json(
             file,
             {

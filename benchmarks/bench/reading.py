@@ -141,15 +141,24 @@ class _Reader:
         training = self._value(table, "training", dict, path, {})
         scoring = self._value(table, "scoring", dict, path, {})
         axes = {"data": study.data, "model": study.models, "objective": study.objectives}
+        settings = self._settings(training, TRAINING, ("small", "training"))
+
+        def trained(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+            own = ({k: v for k, v in settings.items() if k in one.settings} for one in entries)
+            return tuple(
+                replace(one, settings={**one.settings, **less})
+                for one, less in zip(entries, own, strict=True)
+            )
+
         smaller = replace(
             study,
             name=f"{study.name}-small",
             title=f"{study.title} (smaller schedule)",
             seeds=self._seeds(*path) if "seeds" in table else study.seeds,
-            training={
-                **study.training,
-                **self._settings(training, TRAINING, ("small", "training")),
-            },
+            training={**study.training, **settings},
+            data=trained(study.data),
+            models=trained(study.models),
+            objectives=trained(study.objectives),
             estimators=self._scored(study.estimators, scoring),
             exclude=(
                 *study.exclude,

@@ -154,6 +154,7 @@ class Cluster:
         self.folder = Folder(folder.path.resolve())
         self.threads = threads
         self._local = None
+        self._futures: dict[Any, Job] = {}
         if scheduler is None:
             self._local = distributed.LocalCluster(
                 n_workers=workers,
@@ -166,12 +167,22 @@ class Cluster:
             self._client = distributed.Client(scheduler or self._local, timeout=30)
         except OSError as error:
             raise OSError(f"scheduler: there is none to be reached at {scheduler}") from error
+        threads_each = [one["nthreads"] for one in self._workers().values()]
+        if any(count > 1 for count in threads_each):
+            self.__exit__(None, None, None)
+            raise ValueError(
+                "scheduler: its workers should have one thread each (--nthreads 1), for two jobs "
+                f"in one process get in each other's way; found {max(threads_each)}"
+            )
         self._lost = distributed.scheduler.KilledWorker
-        self._futures: dict[Any, Job] = {}
 
     @property
     def size(self) -> int:
-        return max(1, len(self._client.scheduler_info(n_workers=-1)["workers"]))
+        return max(1, len(self._workers()))
+
+    def _workers(self) -> dict[str, Any]:
+        found: dict[str, Any] = self._client.scheduler_info(n_workers=-1)["workers"]
+        return found
 
     def __enter__(self) -> Self:
         return self

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -119,8 +120,8 @@ def check_folder(path: Path) -> None:
             f"checkpoint: the folder {path.parent} of {path.name} does not exist; create it first"
         )
     try:
-        write_atomically(path.with_name(f".{path.name}.test"), b"")
-        path.with_name(f".{path.name}.test").unlink()
+        with tempfile.TemporaryFile(dir=path.parent):  # of no name that another could meet
+            pass
     except OSError as error:
         raise type(error)(
             error.errno, f"checkpoint: cannot write into {path.parent}: {error.strerror}"

@@ -1,0 +1,70 @@
+"""Files that are whole or not there, also where several processes write at once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pyrovae.inference import files
+from pyrovae.inference.files import write_atomically
+from pyrovae.inference.training.checkpoint import check_folder
+
+WRITES = """
+import sys
+from pathlib import Path
+from pyrovae.inference.files import write_atomically
+from pyrovae.inference.training.checkpoint import check_folder
+for i in range(300):
+    check_folder(Path(sys.argv[1]))
+    write_atomically(Path(sys.argv[1]), sys.argv[2].encode() * 5000)
+"""
+
+
+def test_processes_that_write_at_once_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    words = [[sys.executable, "-c", WRITES, str(path), letter] for letter in "ab"]
+    both = [subprocess.Popen(one, stderr=subprocess.PIPE, text=True) for one in words]
+    while any(one.poll() is None for one in both):
+        if path.exists():
+            assert path.read_bytes() in (b"a" * 5000, b"b" * 5000)
+    for one in both:
+        shown = one.communicate()[1]
+        assert one.returncode == 0, shown
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_killed_process_leaves_what_a_later_write_takes_over(tmp_path: Path) -> None:
+    left = tmp_path / ".file.tmp"
+    left.write_bytes(b"half")
+    write_atomically(tmp_path / "file", b"one")  # somebody may still be writing it
+    assert sorted(os.listdir(tmp_path)) == [".file.tmp", "file"]
+    old = time.time() - files.ABANDONED - 1
+    os.utime(left, (old, old))
+    write_atomically(tmp_path / "file", b"two")
+    assert os.listdir(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"two"
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_atomically(tmp_path / "file", b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(tmp_path / "file", b"new")
+    assert os.listdir(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_looking_at_a_folder_leaves_nothing(tmp_path: Path) -> None:
+    check_folder(tmp_path / "checkpoint")
+    assert os.listdir(tmp_path) == []
