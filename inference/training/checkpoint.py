@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -119,9 +118,10 @@ def check_folder(path: Path) -> None:
         raise FileNotFoundError(
             f"checkpoint: the folder {path.parent} of {path.name} does not exist; create it first"
         )
+    trial = path.with_name(f".{path.name}.{os.getpid()}.test")  # of no name that another has
     try:
-        with tempfile.TemporaryFile(dir=path.parent):  # of no name that another could meet
-            pass
+        write_atomically(trial, b"")
+        trial.unlink()
     except OSError as error:
         raise type(error)(
             error.errno, f"checkpoint: cannot write into {path.parent}: {error.strerror}"
