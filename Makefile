@@ -24,7 +24,7 @@ demo: $(VENV)/.bench
 	$(BIN)/pyrovae demo $(ARGS)
 
 test: $(VENV)/.dev
-	$(BIN)/pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -45,7 +45,7 @@ docs: $(VENV)/.dev
 
 clean:
 	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
-	find benchmarks inference models tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find benchmarks command docs inference models tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is written last, so that whatever was interrupted is done again. `dev` holds `bench`.
 $(VENV)/.bench: $(VENV)/.made $(INPUTS)
