@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
-import time
 from pathlib import Path
 from typing import BinaryIO
 
-ABANDONED = 600.0  # seconds after which nobody is still writing a file
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -19,15 +20,17 @@ def write_atomically(path: Path, content: bytes) -> None:
     one, which a later write takes over. Of processes that write at once, each has its own.
     """
     temporary, file = _on_the_way(path)
-    try:
-        with file:
+    with file:  # whose lock keeps others off it until it is where it belongs
+        try:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+            if fcntl is None:  # Windows moves no open file
+                file.close()
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     if hasattr(os, "O_DIRECTORY"):  # make the move itself last through a power cut
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -37,16 +40,29 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def _on_the_way(path: Path) -> tuple[Path, BinaryIO]:
-    """A file beside ``path`` that no other process writes."""
+    """A file beside ``path``, empty, that no other process writes."""
     usual = path.with_name(f".{path.name}.tmp")
+    if (file := _taken(usual)) is not None:
+        return usual, file
     own = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    with contextlib.suppress(FileNotFoundError):
-        if time.time() - usual.stat().st_mtime > ABANDONED:
-            usual.unlink()
+    return own, open(own, "wb")
+
+
+def _taken(path: Path) -> BinaryIO | None:
+    """The file at ``path``, new or left behind, under a lock; None where another process has it."""
+    if fcntl is None:
+        return None
+    file = open(path, "ab")  # noqa: SIM115 - whoever writes closes it
     try:
-        return usual, open(usual, "xb")
-    except FileExistsError:
-        return own, open(own, "wb")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # between opening and locking, another may have moved it to where it belongs
+        if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+            file.truncate(0)
+            return file
+    except OSError:
+        pass  # locked, moved, or of a file system without locks: a file of another name will do
+    file.close()
+    return None
 
 
 def write_new(path: Path, content: bytes) -> Path:

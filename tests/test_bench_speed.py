@@ -100,7 +100,7 @@ def test_contenders_that_disagree_are_not_compared(monkeypatch) -> None:
 
 
 def test_what_is_wrong_is_told() -> None:
-    told(invoke("bench", "fast", code=1), "WHAT should be speed; found 'fast'")
+    told(invoke("bench", "fast", code=1), "STUDY should be a study file, or one of ")
     told(invoke("bench", "speed", "--part", "slow", code=1), "parts should be of training,")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -38,16 +37,22 @@ def test_processes_that_write_at_once_do_not_meet(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_killed_process_leaves_what_a_later_write_takes_over(tmp_path: Path) -> None:
-    left = tmp_path / ".file.tmp"
-    left.write_bytes(b"half")
-    write_atomically(tmp_path / "file", b"one")  # somebody may still be writing it
-    assert sorted(os.listdir(tmp_path)) == [".file.tmp", "file"]
-    old = time.time() - files.ABANDONED - 1
-    os.utime(left, (old, old))
-    write_atomically(tmp_path / "file", b"two")
+def test_a_killed_process_leaves_what_the_next_write_takes_over(tmp_path: Path) -> None:
+    (tmp_path / ".file.tmp").write_bytes(b"half of something longer")
+    write_atomically(tmp_path / "file", b"one")
     assert os.listdir(tmp_path) == ["file"]
-    assert (tmp_path / "file").read_bytes() == b"two"
+    assert (tmp_path / "file").read_bytes() == b"one"
+
+
+def test_what_another_process_writes_is_left_to_it(tmp_path: Path) -> None:
+    other = files._taken(tmp_path / ".file.tmp")
+    assert other is not None
+    with other:
+        other.write(b"theirs")
+        write_atomically(tmp_path / "file", b"ours")
+        assert sorted(os.listdir(tmp_path)) == [".file.tmp", "file"]
+    assert (tmp_path / "file").read_bytes() == b"ours"
+    assert (tmp_path / ".file.tmp").read_bytes() == b"theirs"
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(

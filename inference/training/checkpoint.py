@@ -118,10 +118,10 @@ def check_folder(path: Path) -> None:
         raise FileNotFoundError(
             f"checkpoint: the folder {path.parent} of {path.name} does not exist; create it first"
         )
-    trial = path.with_name(f".{path.name}.{os.getpid()}.test")  # of no name that another has
+    trial = path.with_name(f".{path.name}.test")
     try:
         write_atomically(trial, b"")
-        trial.unlink()
+        trial.unlink(missing_ok=True)  # another process may be looking, too
     except OSError as error:
         raise type(error)(
             error.errno, f"checkpoint: cannot write into {path.parent}: {error.strerror}"
