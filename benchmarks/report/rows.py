@@ -60,8 +60,8 @@ class Estimated:
         """Its part that is of these data."""
         at = np.flatnonzero(np.isin(self.datum, datum))
         at = at[np.argsort(self.datum[at])]
-        names = ("datum", "log_evidence", "stderr", "khat", "elbo", "upper", "upper_stderr")
-        names += ("rhat", "guide_elbo")
+        names = ["datum", "log_evidence", "stderr", "khat", "elbo", "upper", "upper_stderr"]
+        names += ["rhat", "guide_elbo"]
         columns = {name: getattr(self, name) for name in names}
         return replace(self, **{k: v[at] for k, v in columns.items() if v is not None})
 

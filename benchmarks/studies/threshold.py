@@ -15,7 +15,14 @@ from ..datasets import Dataset, load
 def fashion(folder: str | Path | None = None) -> Dataset:
     """The images of Fashion-MNIST as bits: 1 where a pixel is above 1/2."""
     grey = load("fashion-mnist", folder=folder, binarise=False)
-    cut = ((x > 0.5).to(x.dtype) for x in (grey.train, grey.validation, grey.test))
-    names = ("train", "validation", "test")
-    bits = dict(zip(names, cut, strict=True))
-    return replace(grey, name="fashion-threshold", dynamic=False, **bits)
+    train, validation, test = (
+        (x > 0.5).to(x.dtype) for x in (grey.train, grey.validation, grey.test)
+    )
+    return replace(
+        grey,
+        name="fashion-threshold",
+        train=train,
+        validation=validation,
+        test=test,
+        dynamic=False,
+    )
