@@ -36,7 +36,7 @@ format: $(VENV)/.dev
 
 # Checkers cannot follow the editable mapping of folders to pyrovae.*, so they read an installed copy.
 types: $(VENV)/.dev
-	rm -rf build
+	rm -rf build/types build/lib build/bdist.*
 	$(PIP) install --quiet --no-deps --no-build-isolation --target build/types .
 	MYPYPATH=build/types $(BIN)/mypy --package pyrovae
 
