@@ -10,7 +10,7 @@ import pytest
 from pyrovae.benchmarks.bench import Bench, read_study, run, runner
 from pyrovae.benchmarks.bench.folder import Folder
 from pyrovae.benchmarks.bench.jobs import Job
-from pyrovae.benchmarks.bench.progress import Clock, scores
+from pyrovae.benchmarks.bench.progress import Clock, Standing, scores
 
 STUDY = """\
 seeds = [0, 1]
@@ -62,12 +62,28 @@ def test_the_time_left_is_that_of_what_was_done(study: Path) -> None:
     assert "training, for 0 s" in clock.under_way()
     clock.end(Job(first), 60.0)
     assert clock.left([]) is None
-    # a training of 60 s, three parts of unknown length, counted as that; two at a time
-    assert clock.left([Job(second)]) == pytest.approx((60 + 3 * 60) / 2)
+    # a training of 60 s, then three parts of unknown length, counted as that, two at a time
+    assert clock.left([Job(second)]) == pytest.approx(60 + 3 * 60 / 2)
     clock.end(jobs[0], 10.0)
-    assert clock.left([Job(second)]) == pytest.approx((60 + 3 * 10) / 2)
+    assert clock.left([Job(second)]) == pytest.approx(60 + 3 * 10 / 2)
+    assert clock.left([Job(second)] * 4) == pytest.approx(4 * (60 + 3 * 10) / 2)
     assert clock.left(jobs[1:]) == pytest.approx(2 * 10 / 2)
     clock.start(Job(second))
-    assert clock.left([]) == pytest.approx((60 + 3 * 10) / 2, abs=0.1)
+    assert clock.left([]) == pytest.approx(60 + 3 * 10 / 2, abs=0.1)
     clock.end(Job(second))
     assert clock.left([]) is None
+
+
+def test_a_long_training_is_not_counted_as_the_short_one_before_it(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = read_study("study.toml").cells({})
+    clock = Clock(Folder(study / "nowhere"), size=2)
+    clock.start(Job(first))
+    clock.end(Job(first), 60.0)
+    for job in scores(first):
+        clock.end(job, 10.0)
+    clock.start(Job(second))
+    slow = Standing(epoch=40, epochs=100, elbo=-90.0, seconds=10.0)
+    monkeypatch.setattr(Clock, "standing", lambda self, job: slow)
+    assert clock.left([]) == pytest.approx(60 * 10 + 3 * 10 / 2)

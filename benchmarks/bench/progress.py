@@ -67,27 +67,37 @@ class Clock:
     def left(self, waiting: Iterable[Job]) -> float | None:
         """Seconds until these and the jobs under way are done; None while nothing tells.
 
-        A job of whose kind none is done yet counts as a training does that is under way, or as the
-        mean of all that are done.
+        All of them share the processes, and none ends before the longest training has and what
+        follows it. A training under way tells by its checkpoint; another counts as the mean of
+        those that are done or tell. A job of whose kind none is done counts as the mean of all.
         """
-        typical = {where: statistics.mean(took) for where, took in self.took.items()}
-        seen = [took for all_of in self.took.values() for took in all_of]
-        seconds, told = 0.0, bool(seen)
-        other = statistics.mean(seen) if seen else 0.0
-        jobs: list[tuple[Job, float]] = [(job, 0.0) for job in waiting]
-        for job, since in self.active.values():
-            standing = None if "training" in self.took else self.standing(job)
-            if standing is None:
-                jobs.append((job, time.monotonic() - since))
-                continue
-            seconds, told = seconds + standing.left, True
-            typical["training"] = standing.epochs * standing.seconds
-            jobs += [(following, 0.0) for following in scores(job.cell)]
-        for job, elapsed in jobs:
-            seconds += max(typical.get(job.where, other) - elapsed, 0.0)
+        now = time.monotonic()
+        standings = {key: self.standing(job) for key, (job, _) in self.active.items()}
+        took = {where: list(each) for where, each in self.took.items()}
+        told = [standing.seconds * standing.epochs for standing in standings.values() if standing]
+        if told:
+            took["training"] = took.get("training", []) + told
+        if not took:
+            return None
+        typical = {where: statistics.mean(each) for where, each in took.items()}
+        other = statistics.mean(
+            [seconds for each in self.took.values() for seconds in each] or took["training"]
+        )
+        own = [(job, typical.get(job.where, other)) for job in waiting]
+        for key, (job, since) in self.active.items():
+            standing = standings[key]
+            usual = typical.get(job.where, other) - (now - since)
+            own.append((job, standing.left if standing else max(usual, 0.0)))
+        if not own:
+            return None
+        whole = longest = 0.0
+        for job, seconds in own:
+            following = 0.0
             if job.estimation is None:
-                seconds += sum(typical.get(one.where, other) for one in scores(job.cell))
-        return seconds / self.size if told and (jobs or seconds) else None
+                following = sum(typical.get(one.where, other) for one in scores(job.cell))
+            whole += seconds + following
+            longest = max(longest, seconds + following / self.size)
+        return max(whole / self.size, longest)
 
     def standing(self, job: Job) -> Standing | None:
         """Where a training stands; None of an estimate, and before the first epoch's end."""
