@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from report_toys import Folder
 
+from pyrovae.benchmarks.report import report
 from pyrovae.benchmarks.report.content import tables
 from pyrovae.benchmarks.report.results import read_results
 
@@ -29,14 +30,14 @@ def table(study: Folder) -> list[str]:
 
 def test_by_hand(tmp_path: Path) -> None:
     # means 1.5 and 4; errors sd/√2 = 0.5 and 1
-    assert table(refined(tmp_path)) == ["refined", "1.50", "0.50", "4.00", "1.00", "2"]
+    assert table(refined(tmp_path)) == ["refined", "0%", "1.50", "0.50", "4.00", "1.00", "2"]
 
 
 def test_a_higher_estimate_that_can_be_believed_is_the_measure(tmp_path: Path) -> None:
     study = refined(tmp_path)
     study.estimate([-9.0, -12.0], "AIS", stderr=[0.3, 0.4])
     # 2 and 2; Monte Carlo √(0.09 + 0.16) / 2
-    assert table(study) == ["AIS", "2.00", f"{math.sqrt(0.25) / 2:.2f}", "4.00", "1.00", "2"]
+    assert table(study) == ["AIS", "0%", "2.00", f"{math.sqrt(0.25) / 2:.2f}", "4.00", "1.00", "2"]
 
 
 @pytest.mark.parametrize(
@@ -59,3 +60,15 @@ def test_without_a_refined_estimate_there_is_no_table(tmp_path: Path) -> None:
     study.estimate([-10.0, -12.0])
     study.write()
     assert "gaps" not in [one.name for one in tables(read_results(tmp_path))]
+
+
+def test_the_page_and_its_twin_show_every_table(tmp_path: Path) -> None:
+    study = refined(tmp_path)
+    study.estimate([-9.0, -12.0], "AIS", stderr=[0.3, 0.4])
+    study.write()
+    report(tmp_path)
+    page, twin = ((tmp_path / f"report.{end}").read_text() for end in ("html", "md"))
+    captions = [one.caption for one in tables(read_results(tmp_path))]
+    assert len(captions) > 2
+    for caption in captions:
+        assert f"<caption>{caption}</caption>" in page and f"**{caption}**" in twin

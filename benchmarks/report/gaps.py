@@ -12,14 +12,15 @@ import numpy as np
 
 from .choice import trusted
 from .rows import Array, Results, Row, same_data
-from .statistics import combined, score, standard_error
-from .tables import Cell, Table, number, words
+from .statistics import score, standard_error
+from .tables import Cell, Table, number, percent, words
 
 GAPS = [
     ("data", "data set"),
     ("model", "which programs"),
     ("objective", "what trained them"),
     ("log p(x) by", "the highest estimate of the same data that can be believed, or the refined"),
+    ("k̂ or R̂ too high", "share of data whose log p(x) nothing vouches for"),
     ("approximation", "log p(x) less the ELBO of the best normal of each datum, nats"),
     ("± approximation", "Monte Carlo and test set"),
     ("amortisation", "that ELBO less the guide's, nats"),
@@ -39,12 +40,14 @@ def _gaps(results: Results, refined: Row) -> tuple[Cell, ...]:
     local = _over_seeds(refined, "elbo")
     approximation = _over_seeds(best, "log_evidence") - local
     amortisation = local - _over_seeds(refined, "guide_elbo")
-    noise = score(best).monte_carlo
+    # their spread over the data holds the noise of the samples too, which is not counted twice
+    error = max(score(best).monte_carlo, standard_error(approximation))
     return (
         *map(words, refined.point),
         words(best.estimator),
+        percent(score(best).unreliable),
         number(float(approximation.mean())),
-        number(combined(noise, standard_error(approximation))),
+        number(error),
         number(float(amortisation.mean())),
         number(standard_error(amortisation)),
         Cell(f"{len(local):,}", len(local)),

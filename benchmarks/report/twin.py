@@ -23,7 +23,7 @@ def markdown_page(told: dict[str, Any]) -> str:
 def _part(part: Any) -> list[str]:
     blocks = [f"## {markdown(part.title)}"] if part.title else []
     blocks.append(_listed(part.sentences))
-    tables = [part.tables[n].markdown() for n in ("scores", "differences") if n in part.tables]
+    tables = [table.markdown() for name, table in part.tables.items() if name != "trainings"]
     blocks += [*tables, _listed(part.refusals)]
     for one in part.figures.values():
         caption = markdown(one.caption)
