@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 
-from pyrovae.benchmarks.bench import Bench, read_study, run, runner
+from pyrovae.benchmarks.bench import Bench, progress, read_study, run, runner
 from pyrovae.benchmarks.bench.folder import Folder
 from pyrovae.benchmarks.bench.jobs import Job
 from pyrovae.benchmarks.bench.progress import Clock, Standing, scores
@@ -87,3 +88,20 @@ def test_a_long_training_is_not_counted_as_the_short_one_before_it(
     slow = Standing(epoch=40, epochs=100, elbo=-90.0, seconds=10.0)
     monkeypatch.setattr(Clock, "standing", lambda self, job: slow)
     assert clock.left([]) == pytest.approx(60 * 10 + 3 * 10 / 2)
+
+
+def test_a_checkpoint_is_read_once(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench("study.toml", study / "out", processes=2)
+    run(bench)
+    _, (first, _) = bench.read()
+    read: list[Path] = []
+    load = progress.load_checkpoint
+    monkeypatch.setattr(progress, "load_checkpoint", lambda file: read.append(file) or load(file))
+    clock = Clock(Folder(study / "out"), size=2)
+    clock.start(Job(first))
+    assert "epoch 12 of at most 12" in clock.under_way()
+    assert clock.left([]) is not None
+    assert len(read) == 1
+    os.utime(read[0], ns=(1, 1))  # another one
+    clock.under_way()
+    assert len(read) == 2

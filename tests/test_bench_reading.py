@@ -159,6 +159,14 @@ def test_what_cannot_be_is_told_before_anything_runs(name: str, write) -> None:
     assert line in [found for found, fault in caught.value.faults if words in fault]
 
 
+def test_a_folder_of_its_name_does_not_hide_a_shipped_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evidence").mkdir()  # bench evidence --output evidence, and now it goes on
+    assert read_study("evidence").name == "evidence"
+
+
 @pytest.mark.parametrize("name", sorted(shipped()))
 def test_shipped_studies_are_studies(name: str) -> None:
     study = read_study(name)

@@ -40,6 +40,19 @@ def test_a_higher_estimate_that_can_be_believed_is_the_measure(tmp_path: Path) -
     assert table(study) == ["AIS", "0%", "2.00", f"{math.sqrt(0.25) / 2:.2f}", "4.00", "1.00", "2"]
 
 
+def test_noise_is_counted_once(tmp_path: Path) -> None:
+    study = refined(tmp_path)
+    # approximations 1 and 4: sd/√2 = 1.5, which holds the Monte Carlo error √(0.09 + 0.16) / 2
+    study.estimate([-10.0, -10.0], "AIS", stderr=[0.3, 0.4])
+    assert table(study)[:4] == ["AIS", "0%", "2.50", "1.50"]
+
+
+def test_an_unknown_noise_leaves_the_spread(tmp_path: Path) -> None:
+    study = refined(tmp_path)
+    study.estimate([-10.0, -10.0], "AIS", stderr=math.nan)
+    assert table(study)[:4] == ["AIS", "0%", "2.50", "1.50"]
+
+
 @pytest.mark.parametrize(
     "other",
     [

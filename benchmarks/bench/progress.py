@@ -3,6 +3,7 @@ checkpoints."""
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections import defaultdict
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...inference.training.checkpoint import load as load_checkpoint
-from ..runs import open_run
+from ..runs import Run, open_run
 from .folder import Folder
 from .jobs import Job
 from .study import Cell
@@ -53,6 +54,8 @@ class Clock:
         self.folder, self.size = folder, size
         self.took: dict[str, list[float]] = defaultdict(list)
         self.active: dict[tuple[Any, ...], tuple[Job, float]] = {}  # and since when
+        # when the checkpoint was written that was last read, and what it told
+        self._read: dict[tuple[Any, ...], tuple[int, Standing | None]] = {}
 
     def start(self, job: Job) -> None:
         """A job begins."""
@@ -61,6 +64,7 @@ class Clock:
     def end(self, job: Job, seconds: float | None = None) -> None:
         """A job has ended; of one that was done, after how many seconds."""
         self.active.pop(_key(job), None)
+        self._read.pop(_key(job), None)
         if seconds is not None and seconds > 1e-6:
             self.took[job.where].append(seconds)
 
@@ -74,15 +78,12 @@ class Clock:
         now = time.monotonic()
         standings = {key: self.standing(job) for key, (job, _) in self.active.items()}
         took = {where: list(each) for where, each in self.took.items()}
-        told = [standing.seconds * standing.epochs for standing in standings.values() if standing]
-        if told:
-            took["training"] = took.get("training", []) + told
+        for standing in filter(None, standings.values()):
+            took.setdefault("training", []).append(standing.epochs * standing.seconds)
         if not took:
             return None
         typical = {where: statistics.mean(each) for where, each in took.items()}
-        other = statistics.mean(
-            [seconds for each in self.took.values() for seconds in each] or took["training"]
-        )
+        other = statistics.mean(itertools.chain(*took.values()))
         own = [(job, typical.get(job.where, other)) for job in waiting]
         for key, (job, since) in self.active.items():
             standing = standings[key]
@@ -105,13 +106,14 @@ class Clock:
             return None
         try:
             run = open_run(self.folder.training(job.cell))
-            columns = load_checkpoint(run.checkpoint)["history"]["columns"]
+            written = run.checkpoint.stat().st_mtime_ns
+            last, standing = self._read.get(_key(job), (None, None))
+            if last != written:
+                standing = _standing(run)
+                self._read[_key(job)] = written, standing
         except (OSError, ValueError, KeyError):  # it has only begun, or is just being written
             return None
-        if not (done := len(columns["seconds"])):
-            return None
-        recent = statistics.median(columns["seconds"][-20:])
-        return Standing(done, run.settings.epochs, columns["validation_elbo"][-1], recent)
+        return standing
 
     def under_way(self) -> str:
         """The jobs that are being done, for people who wait."""
@@ -129,6 +131,15 @@ class Clock:
         if (more := len(self.active) - SHOWN) > 0:
             told.append(f"and {more} more")
         return "; ".join(told)
+
+
+def _standing(run: Run) -> Standing | None:
+    """By its checkpoint, which is read whole."""
+    columns = load_checkpoint(run.checkpoint)["history"]["columns"]
+    if not (done := len(columns["seconds"])):
+        return None
+    recent = statistics.median(columns["seconds"][-20:])
+    return Standing(done, run.settings.epochs, columns["validation_elbo"][-1], recent)
 
 
 def _key(job: Job) -> tuple[Any, ...]:

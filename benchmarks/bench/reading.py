@@ -80,7 +80,7 @@ def read_study(path: str | Path, small: bool = False) -> Study:
         StudyError: the file is not a study, for all of the reasons told.
     """
     file = Path(path)
-    if not file.exists() and str(path) in shipped():
+    if not file.is_file() and str(path) in shipped():  # its results' folder may be called so too
         file = shipped()[str(path)]
     if not file.is_file():
         raise FileNotFoundError(

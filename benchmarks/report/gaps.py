@@ -41,11 +41,12 @@ def _gaps(results: Results, refined: Row) -> tuple[Cell, ...]:
     approximation = _over_seeds(best, "log_evidence") - local
     amortisation = local - _over_seeds(refined, "guide_elbo")
     # their spread over the data holds the noise of the samples too, which is not counted twice
-    error = max(score(best).monte_carlo, standard_error(approximation))
+    found = score(best)
+    error = float(np.fmax(found.monte_carlo, standard_error(approximation)))  # of what is known
     return (
         *map(words, refined.point),
         words(best.estimator),
-        percent(score(best).unreliable),
+        percent(found.unreliable),
         number(float(approximation.mean())),
         number(error),
         number(float(amortisation.mean())),

@@ -23,13 +23,13 @@ def markdown_page(told: dict[str, Any]) -> str:
 def _part(part: Any) -> list[str]:
     blocks = [f"## {markdown(part.title)}"] if part.title else []
     blocks.append(_listed(part.sentences))
-    tables = [table.markdown() for name, table in part.tables.items() if name != "trainings"]
-    blocks += [*tables, _listed(part.refusals)]
+    found = {name: table.markdown() for name, table in part.tables.items()}
+    blocks += [found.get("scores", ""), found.get("differences", ""), _listed(part.refusals)]
+    blocks.append(found.get("gaps", ""))
     for one in part.figures.values():
         caption = markdown(one.caption)
         blocks.append(f"![{caption}](figures/{one.name}.svg)\n\n{caption}")
-    if "trainings" in part.tables:
-        blocks.append(part.tables["trainings"].markdown())
+    blocks.append(found.get("trainings", ""))
     return blocks
 
 
