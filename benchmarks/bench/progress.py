@@ -78,8 +78,8 @@ class Clock:
         now = time.monotonic()
         standings = {key: self.standing(job) for key, (job, _) in self.active.items()}
         took = {where: list(each) for where, each in self.took.items()}
-        for standing in filter(None, standings.values()):
-            took.setdefault("training", []).append(standing.epochs * standing.seconds)
+        for known in filter(None, standings.values()):
+            took.setdefault("training", []).append(known.epochs * known.seconds)
         if not took:
             return None
         typical = {where: statistics.mean(each) for where, each in took.items()}
