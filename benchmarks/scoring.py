@@ -13,6 +13,7 @@ import json
 import math
 import re
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -44,6 +45,7 @@ from ..inference.tables import table
 from ..models import load
 from .datasets import Dataset
 from .factories import FactoryError
+from .hearing import heard
 from .options import accepts, call, look_up
 from .pairs import Pair, as_pair, find_device
 from .runs import Run, check_writable
@@ -149,8 +151,10 @@ def evidence(
     rows = _rows(dataset, question).tensor_split(parts)[index]
     pair = load_pair(run, dataset, device)
     x = dataset.split(question.split)[rows]
-    with pair.evaluating():
+    start = time.perf_counter()
+    with heard() as told, pair.evaluating():
         estimate = estimator(pair.model, pair.guide, x)
+    seconds = time.perf_counter() - start
     if not isinstance(estimate, Estimate | Sandwich):
         raise FactoryError(
             f"the estimator of '{question.estimator}' should return an Estimate, "
@@ -158,6 +162,7 @@ def evidence(
         )
     found = estimate.to_dataset().assign_coords(datum=rows.numpy())
     found.attrs |= _provenance(run, question, dataset)
+    found.attrs |= {"seconds": seconds, "warnings": json.dumps(told, ensure_ascii=False)}
     file = write_new(file, bytes(found.to_netcdf(engine="scipy")))
     journal.unlink(missing_ok=True)
     return Answer(estimate, rows, len(dataset.split(question.split)), file)

@@ -19,6 +19,7 @@ from ..inference.files import write_atomically
 from ..models import save
 from . import datasets
 from .datasets import Dataset
+from .hearing import heard
 from .options import call, look_up, resolved
 from .pairs import Pair, build, find_device, model_options
 from .pictures import learning_curve
@@ -262,7 +263,8 @@ def _fit(
     group: ProcessGroup | None,
 ) -> Trained:
     try:
-        history = _call_fit(run, dataset, pair, run.settings.epochs, resume, progress, group)
+        with heard() as told:
+            history = _call_fit(run, dataset, pair, run.settings.epochs, resume, progress, group)
     except TrainingInterrupted as stop:
         what = str(stop).partition("; to go on")[0]
         raise Stopped(f"{what}\n{go_on(run)}", 128 + stop.signal) from stop
@@ -276,6 +278,7 @@ def _fit(
     best = len(history) if history.best_epoch is None else history.best_epoch
     kept = best if run.settings.patience is not None else len(history)
     run = run.write(
+        warnings=told,
         result={
             "finished": _now(),
             "epochs": len(history),
@@ -285,7 +288,7 @@ def _fit(
             "train_loss": float(history.loss[-1]),
             "seconds": float(history.seconds.sum()),
             "unsaved": unsaved,
-        }
+        },
     )
     return Trained(run, dataset, pair, history, unsaved)
 

@@ -56,7 +56,7 @@ class Folder:
             **names,
             "spec": {"estimates": {}},
             "status": "done",
-            "error": None,
+            "errors": [],
             "training": {
                 "folder": f"trainings/{name}",
                 "seconds": 2.5,
@@ -117,7 +117,7 @@ class Folder:
         self.cell(**where).update(
             status="failed",
             training=None,
-            error={"where": "training", "type": "Boom", "message": message, "traceback": "a\nb"},
+            errors=[{"where": "training", "type": "Boom", "message": message, "traceback": "a\nb"}],
         )
 
     def write(self) -> Path:

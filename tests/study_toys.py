@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,5 +160,39 @@ class Noting:
 def broken(seed: int = 0) -> Callable[..., Estimate]:
     def estimate(model: Any, guide: Any, x: Tensor) -> Estimate:
         raise ArithmeticError("this estimator is out of order")
+
+    return estimate
+
+
+def stubborn(x_train: Tensor, told: str) -> Normal:
+    """Raises what a checkpoint that cannot be gone on from raises, while ``told`` is there."""
+
+    def act() -> None:
+        note("steps.txt")
+        if Path(told).exists() and len(Path("steps.txt").read_bytes().splitlines()) > 4:
+            raise ValueError("this model is out of order")
+
+    return Normal(act)
+
+
+def warning(num_samples: int = 20, seed: int = 0) -> Callable[..., Estimate]:
+    """An estimator that warns of what it finds."""
+
+    def estimate(model: Any, guide: Any, x: Tensor) -> Estimate:
+        warnings.warn(f"found it odd of {len(x)}", RuntimeWarning, stacklevel=2)
+        time.sleep(0.1)
+        return ImportanceSampling(num_samples=num_samples, seed=seed)(model, guide, x)
+
+    return estimate
+
+
+def stopping_once(told: str, num_samples: int = 20, seed: int = 0) -> Callable[..., Estimate]:
+    """An estimator in whose midst a scheduler asks its process to end."""
+
+    def estimate(model: Any, guide: Any, x: Tensor) -> Estimate:
+        if not Path(told).exists():
+            Path(told).touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return ImportanceSampling(num_samples=num_samples, seed=seed)(model, guide, x)
 
     return estimate

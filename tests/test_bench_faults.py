@@ -143,8 +143,8 @@ def test_a_failed_cell_stops_no_other(name: str, words: str, study) -> None:
         "normal 0": "done",
         "normal 1": "done",
     }
-    assert words in found[f"{name} 0"]["error"]["message"]
-    assert found[f"{name} 0"]["error"]["where"] == "training"
+    assert words in found[f"{name} 0"]["errors"][0]["message"]
+    assert found[f"{name} 0"]["errors"][0]["where"] == "training"
     before = one.files()
     assert one.run(), "it is still failed"
     assert one.files() == before, "and not tried again unless that is asked for"
@@ -156,8 +156,13 @@ def test_a_failed_estimate_keeps_the_training_and_the_other_estimates(study) -> 
     one = study(NORMAL, '\n[estimator.broken]\nname = "study_toys:broken"\n')
     assert one.run()
     found = one.records()["normal 0"]
-    assert (found["status"], found["error"]["where"]) == ("failed", "broken")
-    assert found["error"]["type"] == "FactoryError" or "out of order" in found["error"]["message"]
+    (error,) = found["errors"]
+    assert (found["status"], error["where"]) == ("failed", "broken")
+    assert (error["type"], error["message"]) == (
+        "ArithmeticError",
+        "this estimator is out of order",
+    )
+    assert [one["estimator"] for one in found["estimates"]] == ["L_20"]
     assert found["training"]["epochs"] == EPOCHS
 
 

@@ -104,6 +104,9 @@ FAULTS = {  # what is changed, where the fault is, what is said of it
     "top": (("seeds = ", "seed = "), "seed =", "unknown key 'seed'"),
     "options": (("{num_particles = 4}", "4"), "options = 4", "options should be of type dict"),
     "label": (('model = "B"', 'model = "C"'), 'model = "C"', "one of A, B; found 'C'"),
+    "key of an entry": (("options = {num_p", "optoins = {num_p"), "optoins", "name, options, tr"),
+    "key of an estimator": (("options = {num_s", "opt = {num_s"), "opt =", "name, options, split"),
+    "key of data": (('toys:data"', 'toys:data"\noptions = {}'), "options =", "name, training, bin"),
     "value": (("value = -3.5", ""), "[[published]]", "should have a value"),
 }
 

@@ -90,7 +90,7 @@ def test_a_local_folder(
     monkeypatch.setenv("PYROVAE_DATA", str(tmp_path / "data"))
     assert_tiny(load("tiny"))
     assert where("tiny") == f"folder {tmp_path / 'data' / subfolder}"
-    with pytest.raises(DatasetError, match=r"folder should be a folder that exists"):
+    with pytest.raises(DatasetError, match=r"folder \(--data-folder\) should be a folder that"):
         load("tiny", folder=tmp_path / "elsewhere")  # the argument wins over the environment
 
 

@@ -98,7 +98,7 @@ def test_a_record_that_lacks_something_is_told_of(key: str, folder: Folder) -> N
     assert f"lacks '{key}'" in told
 
 
-@pytest.mark.parametrize("key", ["error", "warnings", "machine", "finished", "spec"])
+@pytest.mark.parametrize("key", ["errors", "warnings", "machine", "finished", "spec"])
 def test_a_record_may_lack_what_is_only_shown(key: str, folder: Folder) -> None:
     del folder.cell(seed=0)[key]
     found = read_results(folder.write())

@@ -214,6 +214,7 @@ def test_a_value_that_is_no_number_is_told_of(value: float, folder: Folder) -> N
     folder.estimate([-1.0, value, -2.0], model="odd")
     folder.estimate([-1.0, -4.0, -2.0])
     assert "odd: 1 of 3 estimates are infinite or no number" in said(folder)
+    assert column(read_results(folder.path), "sure", "differences") == ["not finite"]
     assert "believed: m" in said(folder)
 
 

@@ -1,8 +1,9 @@
 """What a study will cost, before it is run: a few steps and a few data of everything are timed.
 
-Trainings are timed by steps at their own batch size, estimates by their own settings on a few data.
-An estimate that streams is dearer per datum on few data than on many, and a training that stops
-early is cheaper than one that does not: what is found is about the most that it can be.
+Trainings are timed by steps at their own batch size. An estimate is timed on one datum and on a
+few, and what it takes besides its data is told apart from what each of them adds; a budget that is
+spent step after step is timed in part. Each job loads its data. A training may stop early, and many
+data at once are cheaper than a few at a time: what is found is about the most that it can be.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ from ..training import load_data, make_objective
 from .jobs import limited
 from .study import Cell, Estimation, address
 
-STEPS, DATA = 5, 4
+STEPS, DATA = 5, 8
+STEPWISE = ("num_temperatures", "num_steps", "num_draws")  # options that multiply what is done
+TRIED = 40  # of them, at most, to see what they cost
+START = 0.2  # seconds until a process has begun
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Forecast:
 def forecast(cells: Sequence[Cell]) -> list[Forecast]:
     """Time what is to be done. Cells that differ by their seed alone are taken for alike."""
     known: dict[str, tuple[float, float]] = {}
-    data: dict[str, Dataset] = {}
+    data: dict[str, tuple[Dataset, float]] = {}
     found = []
     for cell in cells:
         settings = cell.settings
@@ -53,14 +57,15 @@ def forecast(cells: Sequence[Cell]) -> list[Forecast]:
         if key not in known:
             source = repr((settings.data, settings.binarise, settings.data_folder))
             if source not in data:
-                data[source] = load_data(settings)
+                begun = time.perf_counter()
+                data[source] = load_data(settings), START + time.perf_counter() - begun
             with limited(1):
-                known[key] = _timed(cell, data[source])
+                known[key] = _timed(cell, *data[source])
         found.append(Forecast(cell, *known[key]))
     return found
 
 
-def _timed(cell: Cell, data: Dataset) -> tuple[float, float]:
+def _timed(cell: Cell, data: Dataset, start: float) -> tuple[float, float]:
     settings = cell.settings
     options = model_options(settings.model, settings.options, data.shape)
     pair = build(settings.model, options, data.train, settings.seed)
@@ -78,33 +83,53 @@ def _timed(cell: Cell, data: Dataset) -> tuple[float, float]:
     with _quiet():
         history = fit(pair.model, pair.guide, few, epochs=2, **arguments)
         step = float(history.seconds[-1]) / math.ceil(len(few) / settings.batch_size)
-        start = time.perf_counter()
+        begun = time.perf_counter()
         fit(pair.model, pair.guide, few, epochs=1, validation=data.validation, **arguments)
-        validation = max(0.0, time.perf_counter() - start - float(history.seconds[0]))
+        validation = max(0.0, time.perf_counter() - begun - float(history.seconds[0]))
         steps = math.ceil(len(data.train) / settings.batch_size)
         training = settings.epochs * (steps * step + validation)
         with pair.evaluating():
-            estimates = sum(_estimate(one, pair, data) for one in cell.estimations)
-    return training, estimates
+            rates: dict[str, tuple[float, float]] = {}
+            estimates = sum(_estimate(one, pair, data, rates) for one in cell.estimations)
+            estimates += start * sum(one.parts for one in cell.estimations)
+    return start + training, estimates
 
 
-def _estimate(one: Estimation, pair: Any, data: Dataset) -> float:
+def _estimate(
+    one: Estimation, pair: Any, data: Dataset, rates: dict[str, tuple[float, float]]
+) -> float:
+    """Seconds of an estimate; ``rates`` are those of its like, and of what was timed before."""
     question = one.question
     x = data.split(question.split)
     size = len(x) if question.subset is None else question.subset
-    few = x[: min(DATA, size)]
     options = {"seed": question.seed, **question.options}
     if (samples := question.samples()) is not None:
         options = {"num_samples": samples, **options}
     options.pop("compile", None)
-    estimator = call(
-        question.estimator,
-        look_up("estimator", question.estimator, ESTIMATORS),
-        options=options,
-    )
-    start = time.perf_counter()
-    estimator(pair.model, pair.guide, few)
-    return (time.perf_counter() - start) * size / len(few)
+    factory = look_up("estimator", question.estimator, ESTIMATORS)
+    many = {k: v for k in STEPWISE if isinstance(v := options.get(k), int) and v > TRIED}
+    part = {**options, **dict.fromkeys(many, TRIED)}
+    try:
+        estimator = call(question.estimator, factory, options=part)
+    except ValueError:  # it needs as many as it is given
+        many, part = {}, options
+        estimator = call(question.estimator, factory, options=part)
+    key = repr((question.estimator, question.split, sorted(part.items())))
+    if key not in rates:
+        rates[key] = _rate(estimator, pair, x[: min(DATA, size)])
+    once, each = rates[key]
+    return math.prod(v / TRIED for v in many.values()) * (once * one.parts + each * size)
+
+
+def _rate(estimator: Any, pair: Any, few: torch.Tensor) -> tuple[float, float]:
+    """Seconds that an estimator takes besides its data, and for each of them."""
+    took = []
+    for x in (few[:1], few[:1], few):  # the first time, it also finds its way
+        start = time.perf_counter()
+        estimator(pair.model, pair.guide, x)
+        took.append(time.perf_counter() - start)
+    each = max(0.0, took[2] - took[1]) / max(1, len(few) - 1)
+    return max(0.0, took[1] - each), each
 
 
 @contextlib.contextmanager

@@ -7,11 +7,12 @@
     locks/                        who works on what; gone with the process, however it ends
 
 Whatever is there under its name is finished, and whole: all files are written in one step. A file
-that does not read is set aside, not deleted, and made anew.
+that does not read is set aside, not deleted, and made anew; so is a failed record that is retried.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shlex
@@ -170,11 +171,10 @@ def readable(file: Path) -> bool:
         return False
 
 
-def set_aside(path: Path) -> Path:
-    """Rename what is damaged, so that it can be looked at and is in nobody's way."""
-    aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
-    path.rename(aside)
-    return aside
+def set_aside(path: Path, why: str = "damaged") -> None:
+    """Rename what is not wanted, so that it can be looked at and is in nobody's way."""
+    with contextlib.suppress(FileNotFoundError):  # another runner has done so
+        path.rename(path.with_name(f"{path.name}.{why}-{time.time_ns()}"))
 
 
 def sha256(file: Path) -> str:

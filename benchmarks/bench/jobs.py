@@ -1,4 +1,4 @@
-"""The work of a study, cut into jobs: a training, an estimate or a part of one, a record.
+"""The work of a study, cut into jobs: a training, an estimate or a part of one.
 
 A job that is done leaves a file, and one that is lost leaves nothing but what it goes on from: the
 checkpoint of a training, the journal of an estimate. Each is done under a lock, so that any number
@@ -9,28 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import shutil
-import socket
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-import xarray as xr
 from filelock import Timeout
 
-from ...inference.files import write_atomically
+from ...inference.training.checkpoint import CheckpointError
 from ..gallery import draw_samples
-from ..machine import describe_machine
-from ..runs import Run, open_run
+from ..hearing import concerns
+from ..runs import open_run
 from ..scoring import evidence
 from ..training import Stopped, resume, train
-from .folder import CELL, Folder, now, readable, set_aside, sha256, write_json
+from .folder import Folder, readable, set_aside
 from .study import Cell
 
 # faults of the machine and not of the cell, which another try may find mended
@@ -62,9 +59,11 @@ class Job:
                 set_aside(folder.training(self.cell))
                 return False
         one = self.cell.estimations[self.estimation]
-        return readable(folder.evidence(self.cell, one)) or (
-            self.part is not None and readable(folder.evidence(self.cell, one, self.part))
-        )
+        # a part goes when the whole is there: looked at in this order, it is never missed
+        files = [folder.evidence(self.cell, one)]
+        if self.part is not None:
+            files.insert(0, folder.evidence(self.cell, one, self.part))
+        return any(map(readable, files))
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def do(job: Job, folder: Folder, threads: int | None = 1) -> Outcome:
         except Exception as raised:  # a user's code runs here, and other cells must not suffer
             status = "refused" if _of_machine(raised) else "failed"
             error = describe(raised, job.where)
-    told = dict.fromkeys(f"{job.where}: {one.message}" for one in heard if _concerns(one))
+    told = dict.fromkeys(f"{job.where}: {one.message}" for one in heard if concerns(one.category))
     return Outcome(status, time.perf_counter() - start, error, tuple(told))
 
 
@@ -113,11 +112,6 @@ def limited(threads: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _concerns(warning: warnings.WarningMessage) -> bool:
-    """Whether a warning is about the numbers, and not about some library's own future."""
-    return issubclass(warning.category, UserWarning | RuntimeWarning)
 
 
 def describe(error: BaseException, where: str) -> dict[str, str]:
@@ -139,8 +133,8 @@ def _train(job: Job, folder: Folder) -> None:
     if (path / "run.json").exists():
         try:
             run = resume(open_run(path), progress=False).run
-        except ValueError:
-            # a damaged checkpoint, or settings that this version reads otherwise: begin again
+        except CheckpointError:
+            # damaged, or of settings that this version reads otherwise: begin again
             set_aside(path)
             run = train(settings, path, progress=False).run
     else:
@@ -163,75 +157,3 @@ def _score(job: Job, folder: Folder) -> None:
 def _evidence_file(job: Job, folder: Folder) -> Path:
     assert job.estimation is not None
     return folder.evidence(job.cell, job.cell.estimations[job.estimation], job.part)
-
-
-def join_parts(cell: Cell, index: int, folder: Folder) -> None:
-    """Put the parts of an estimate together in one file, in the order of the data."""
-    one = cell.estimations[index]
-    whole = folder.evidence(cell, one)
-    if one.parts == 1 or readable(whole):
-        return
-    files = [folder.evidence(cell, one, part) for part in range(one.parts)]
-    parts = [xr.load_dataset(file, engine="scipy") for file in files]
-    joined = xr.concat(parts, "datum", data_vars="minimal", combine_attrs="override")
-    joined.attrs["parts"] = one.parts
-    write_atomically(whole, bytes(joined.to_netcdf(engine="scipy")))
-    for file in files:
-        file.unlink()
-
-
-def write_record(
-    cell: Cell,
-    folder: Folder,
-    seconds: Mapping[str, float],
-    warned: Sequence[str] = (),
-    error: dict[str, str] | None = None,
-) -> dict[str, Any]:
-    """Write down a cell that is finished or has failed: what it found is in the files it names."""
-    try:
-        run: Run | None = folder.trained(cell)
-    except ValueError:
-        run = None
-    record = {
-        "format": CELL,
-        "id": cell.id,
-        "data": cell.data,
-        "model": cell.model,
-        "objective": cell.objective,
-        "seed": cell.seed,
-        "spec": cell.spec(),
-        "status": "done" if error is None else "failed",
-        "error": error,
-        "training": None if run is None else _training(cell, run, folder),
-        "estimates": [
-            {
-                "estimator": one.label,
-                "file": file.relative_to(folder.path).as_posix(),
-                "sha256": sha256(file),
-                "spec": one.spec(),
-                "seconds": seconds.get(one.label),
-            }
-            for one in cell.estimations
-            if (file := folder.evidence(cell, one)).exists()
-        ],
-        "warnings": list(warned),
-        "machine": describe_machine(),
-        "finished": now(),
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-    }
-    write_json(folder.record(cell), record)
-    return record
-
-
-def _training(cell: Cell, run: Run, folder: Folder) -> dict[str, Any]:
-    assert run.result is not None
-    return {
-        "id": cell.training_id,
-        "folder": run.path.relative_to(folder.path).as_posix(),
-        "seconds": run.result["seconds"],
-        "epochs": run.result["epochs"],
-        "best_epoch": run.result["parameters_of_epoch"],
-        "validation_elbo": run.result["validation_elbo"],
-        "stopped_early": run.result["stopped_early"],
-    }

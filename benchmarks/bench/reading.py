@@ -51,11 +51,11 @@ TRAINING = (
     "compile",
 )
 SCORING = ("split", "subset", "subset_seed", "seed")
-AXES: dict[str, tuple[str, ...]] = {
-    "data": (*TRAINING, "binarise"),
-    "model": TRAINING,
-    "objective": TRAINING,
-    "estimator": (*SCORING, "parts"),
+AXES: dict[str, tuple[str, ...]] = {  # and what an entry's table may hold
+    "data": ("name", "training", "binarise"),
+    "model": ("name", "options", "training"),
+    "objective": ("name", "options", "training"),
+    "estimator": ("name", "options", *SCORING, "parts"),
 }
 TOP = ("title", "question", "seeds", "training", *AXES, "exclude", "published", "small")
 SMALL = ("seeds", "training", "scoring", "exclude")
@@ -63,7 +63,6 @@ PUBLISHED = {"value": float, "spread": float, "source": str, **dict.fromkeys(AXE
 TYPES = {**get_type_hints(Question), **get_type_hints(Settings), "parts": int}
 POSITIVE = ("epochs", "batch_size", "learning_rate", "patience", "clip", "subset", "parts")
 COUNTED = ("warm_up", "subset_seed", "seed")
-WITHOUT_OPTIONS = ("data",)
 
 
 def shipped() -> dict[str, Path]:
@@ -172,7 +171,7 @@ class _Reader:
         return smaller
 
     def _scored(self, estimators: tuple[Entry, ...], scoring: dict[str, Any]) -> tuple[Entry, ...]:
-        settings = self._settings(scoring, AXES["estimator"], ("small", "scoring"))
+        settings = self._settings(scoring, (*SCORING, "parts"), ("small", "scoring"))
         return tuple(replace(one, settings={**one.settings, **settings}) for one in estimators)
 
     def _known(self, table: dict[str, Any], names: Any, *path: Any) -> None:
@@ -218,9 +217,14 @@ class _Reader:
         return tuple(seeds)
 
     def _settings(
-        self, table: dict[str, Any], names: tuple[str, ...], path: tuple[Any, ...]
+        self,
+        table: dict[str, Any],
+        names: tuple[str, ...],
+        path: tuple[Any, ...],
+        known: tuple[str, ...] = (),
     ) -> dict[str, Any]:
-        self._known(table, names, *path)
+        """Settings of these names in a table, which may hold others that are ``known``."""
+        self._known(table, known or names, *path)
         found = {}
         for key in table:
             if key in names:
@@ -243,14 +247,9 @@ class _Reader:
         path, table = (axis, label), dict(self._table(axis, label))
         name = self._value(table, "name", str, path, label)
         options = self._value(table, "options", dict, path, {})
-        if options and axis in WITHOUT_OPTIONS:
-            self.fault(f"{axis} takes no options", *path, "options")
-        rest = {k: v for k, v in table.items() if k not in ("name", "options")}
-        if axis == "estimator":
-            return Entry(label, name, options, self._settings(rest, AXES[axis], path))
-        training = self._value(rest, "training", dict, path, {})
-        rest.pop("training", None)
-        own = self._settings(rest, tuple(set(AXES[axis]) - set(TRAINING)), path)
+        names = tuple(key for key in AXES[axis] if key not in ("name", "options", "training"))
+        own = self._settings(table, names, path, AXES[axis])
+        training = self._value(table, "training", dict, path, {})
         trained = self._settings(training, TRAINING, (*path, "training"))
         return Entry(label, name, options, {**own, **trained})
 

@@ -12,8 +12,9 @@ import xarray as xr
 
 from ..training import Stopped
 from .folder import Folder, set_aside
-from .jobs import Job, Outcome, join_parts, write_record
+from .jobs import Job, Outcome
 from .progress import Clock, in_words, scores
+from .records import join_parts, write_record
 from .study import Cell
 from .workers import Workers
 
@@ -69,8 +70,8 @@ class _Runner:
         self.later: list[tuple[float, Job]] = []
         self.running = 0
         self.open: dict[str, int] = {}  # jobs of a cell that are queued or under way
-        self.seconds: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-        self.warned: dict[str, list[str]] = defaultdict(list)
+        self.warned: dict[str, list[str]] = defaultdict(list)  # of what has failed
+        self.errors: dict[str, list[dict[str, str]]] = defaultdict(list)
         self.clock = Clock(folder, workers.size)
         self.stop: BaseException | None = None
         self.said = time.monotonic()
@@ -90,7 +91,9 @@ class _Runner:
                     self._tell(self.clock.under_way())
         except KeyboardInterrupt:
             raise Stopped(
-                f"stopped; {self._share()} are kept, and the same command goes on", 130
+                f"stopped; {self._share()} are finished; all that is done is kept, and the same "
+                "command goes on",
+                130,
             ) from None
         if self.stop is not None:
             raise self.stop
@@ -122,7 +125,7 @@ class _Runner:
     def _begin(self, cell: Cell) -> None:
         record = self.folder.finished(cell)
         if record is not None and record["status"] == "failed" and self.retry:
-            set_aside(self.folder.record(cell))
+            set_aside(self.folder.record(cell), "failed")
             record = None
         if record is None:
             self.open[cell.id] = 1
@@ -143,8 +146,8 @@ class _Runner:
         if record["status"] == "done":
             self.summary.done += 1
         else:
-            error = record["error"]
-            self.summary.failed.append((cell, f"{error['where']}: {error['message']}"))
+            told = "; ".join(f"{one['where']}: {one['message']}" for one in record["errors"])
+            self.summary.failed.append((cell, told))
 
     def _take(self, job: Job, outcome: Outcome) -> None:
         cell = job.cell
@@ -154,44 +157,55 @@ class _Runner:
         elif outcome.status == "refused":
             assert outcome.error is not None
             self.stop = OSError(
-                f"{cell.label}: {outcome.error['message']}; {self._share()} are kept, and the same "
-                "command goes on"
+                f"{cell.label}: {outcome.error['message']}; {self._share()} are finished; all that "
+                "is done is kept, and the same command goes on"
             )
         elif outcome.status == "stopped":
-            self.stop = Stopped(f"a worker was stopped; {self._share()} are kept", 143)
+            self.stop = Stopped(
+                f"a worker was stopped; {self._share()} are finished; all that is done is kept, "
+                "and the same command goes on",
+                143,
+            )
         elif cell.id in self.open:
-            self.seconds[cell.id][job.where] += outcome.seconds
-            self.warned[cell.id] += outcome.warnings
             if outcome.status == "failed":
-                self._close(cell, outcome.error)
-            else:
-                self._go_on(job)
-                if time.monotonic() - self.said > SILENCE:
-                    self._tell(f"{cell.label}: {job.where} done; {outcome.seconds:.0f} s")
+                assert outcome.error is not None
+                if not any(_alike(outcome.error, one) for one in self.errors[cell.id]):
+                    self.errors[cell.id].append(outcome.error)
+                self.warned[cell.id] += outcome.warnings
+            self._go_on(job)
+            words = f"{job.where} {outcome.status}; {outcome.seconds:.0f} s"
+            if cell.id in self.open and time.monotonic() - self.said > SILENCE:
+                self._tell(f"{cell.label}: {words}")
 
     def _go_on(self, job: Job) -> None:
-        """What follows a job that is done: the estimates of a training, the record of a cell."""
+        """What follows a job: the estimates of a training, the record of a cell.
+
+        An estimate that has failed leaves the cell's others their turn.
+        """
         cell = job.cell
-        if job.estimation is None:
+        self.open[cell.id] -= 1
+        if job.estimation is None and not self.errors[cell.id]:
             following = list(scores(cell))
             self.open[cell.id] = len(following)
             self.queue.extendleft(reversed(following))
-        else:
-            self.open[cell.id] -= 1
         if not self.open[cell.id]:
-            for index in range(len(cell.estimations)):
-                join_parts(cell, index, self.folder)
-            self._close(cell, None)
+            self._close(cell)
 
-    def _close(self, cell: Cell, error: dict[str, str] | None) -> None:
+    def _close(self, cell: Cell) -> None:
         del self.open[cell.id]
-        seconds = self.seconds[cell.id]
-        record = write_record(cell, self.folder, seconds, self.warned[cell.id], error)
+        errors = self.errors[cell.id]
+        failed = {one["where"] for one in errors}
+        for index, one in enumerate(cell.estimations):
+            if not failed & {"training", one.label}:
+                join_parts(cell, index, self.folder)
+        record = write_record(cell, self.folder, self.warned[cell.id], errors)
         self._count(cell, record)
-        if error is None:
-            words = f"{_log_p(record, self.folder)}; {sum(seconds.values()):.0f} s"
+        if not errors:
+            words = f"{_log_p(record, self.folder)}; {_seconds(record):.0f} s"
         else:
-            words = f"failed ({error['where']}): {error['type']}: {error['message'][:200]}"
+            words = f"failed ({errors[0]['where']}): {_in_line(errors[0])}"
+            if more := errors[1:]:
+                words += f", and so have {', '.join(dict.fromkeys(one['where'] for one in more))}"
         self._tell(f"{cell.label}: {words}")
 
     def _tell(self, what: str) -> None:
@@ -206,6 +220,21 @@ class _Runner:
         waiting = (*self.queue, *(job for _, job in self.later))
         seconds = self.clock.left(job for job in waiting if job.cell.id in self.open)
         return "" if seconds is None else f"; about {in_words(seconds)} left"
+
+
+def _alike(error: dict[str, str], other: dict[str, str]) -> bool:
+    """Whether two parts of an estimate have failed of the same."""
+    return all(error[name] == other[name] for name in ("where", "type", "message"))
+
+
+def _in_line(error: dict[str, str]) -> str:
+    return f"{error['type']}: {error['message'][:200]}"
+
+
+def _seconds(record: dict[str, Any]) -> float:
+    """What a cell took, as far as it is known."""
+    known = [record["training"]["seconds"], *(one["seconds"] for one in record["estimates"])]
+    return sum(one for one in known if one is not None)
 
 
 def _log_p(record: dict[str, Any], folder: Folder) -> str:

@@ -22,6 +22,9 @@ import torch
 from .folder import Folder
 from .jobs import Job, Outcome, do
 
+# imported by others when first used, which would cost every process a second
+LATE = ("torch._dynamo", "sklearn.datasets")
+
 
 class Workers(Protocol):
     """Does jobs: as many at once as ``size`` says."""
@@ -58,7 +61,7 @@ class Processes:
         self.folder, self.size, self.threads = folder, size, threads
         # a GPU cannot be shared with a fork; this server forks before anything touches one
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([__name__])
+        self._context.set_forkserver_preload([__name__, *LATE])
         self._running: dict[Connection, tuple[Job, Any, float]] = {}
 
     def __enter__(self) -> Self:
@@ -82,7 +85,11 @@ class Processes:
                 outcome = pipe.recv()
             except EOFError:  # it is gone without a word
                 process.join()
-                outcome = Outcome("failed", time.perf_counter() - start, _death(process, job))
+                seconds = time.perf_counter() - start
+                if process.exitcode == -signal.SIGTERM:  # as a scheduler asks
+                    outcome = Outcome("stopped", seconds)
+                else:
+                    outcome = Outcome("failed", seconds, _death(process, job))
             pipe.close()
             process.join()
             ended.append((job, outcome))

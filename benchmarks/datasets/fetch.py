@@ -178,7 +178,7 @@ class Published:
 def user_folder(folder: str | Path | None) -> tuple[Path, str] | None:
     """The user's data folder and the option that gave it: the argument, else PYROVAE_DATA."""
     if folder is not None:
-        return Path(folder).expanduser(), "folder"
+        return Path(folder).expanduser(), "folder (--data-folder)"
     value = os.environ.get(ENVIRONMENT)
     return (Path(value).expanduser(), ENVIRONMENT) if value else None
 

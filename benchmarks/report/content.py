@@ -139,7 +139,9 @@ def _differences(results: Results) -> Table:
         if unpaired(row, other) is not None:  # which `refusals` tells
             continue
         found = difference(row, other)
-        if not (trusted(row) and trusted(other)):
+        if not math.isfinite(found.value):
+            sure = Cell("not finite", -1.5)
+        elif not (trusted(row) and trusted(other)):
             sure = Cell("doubtful: k̂ or R̂", -1.0)
         elif math.isnan(found.p_data) or math.isnan(found.p_seed):
             sure = Cell("unknown", -0.5)

@@ -153,7 +153,7 @@ def _record(cell: dict[str, Any], content: dict[str, Any]) -> Record:
         point=cell_point(cell),
         seed=int(cell["seed"]),
         failed=content["status"] == "failed",
-        error={k: str(v) for k, v in (content.get("error") or {}).items()},
+        errors=tuple({k: str(v) for k, v in one.items()} for one in content.get("errors") or ()),
         training=dict(content["training"] or {}),
         warnings=tuple(map(str, content.get("warnings") or ())),
         machine=str(machine.get("summary", "")),

@@ -128,7 +128,7 @@ class Record:
     point: Point
     seed: int
     failed: bool
-    error: dict[str, str] = field(default_factory=dict)
+    errors: tuple[dict[str, str], ...] = ()
     training: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     machine: str = ""
@@ -142,8 +142,11 @@ class Record:
     @property
     def fault(self) -> str:
         """What went wrong, in a line."""
-        parts = [self.error.get(name) for name in ("where", "type", "message")]
-        return ": ".join(part for part in parts if part) or "nothing is known of why"
+        told = []
+        for error in self.errors:
+            parts = [error.get(name) for name in ("where", "type", "message")]
+            told.append(": ".join(part for part in parts if part))
+        return "; ".join(filter(None, told)) or "nothing is known of why"
 
 
 @dataclass

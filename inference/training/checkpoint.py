@@ -28,6 +28,10 @@ from ..files import write_atomically
 KEY, FORMAT, VERSION = "pyrovae", "pyrovae.training", 2
 
 
+class CheckpointError(ValueError):
+    """There is no going on from a checkpoint: it is damaged, or that of another run."""
+
+
 def crc32(tensor: Tensor, start: int = 0) -> int:
     """CRC-32 of a tensor's bytes, on whatever device it is.
 
@@ -150,7 +154,8 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The state that :func:`save` wrote, its tensors on the CPU.
 
     Raises:
-        ValueError: the file is truncated, corrupt, or no training checkpoint. It is left alone.
+        CheckpointError: the file is truncated, corrupt, or no training checkpoint. It is left
+            alone.
 
     Example:
         >>> save("run.safetensors", {"epoch": 3, "weight": torch.ones(2)})
@@ -163,24 +168,28 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
             # Clones: the tensors must outlive the mapped file, which may be replaced meanwhile.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError) as error:
-        raise ValueError(
+        raise CheckpointError(
             f"checkpoint: {path} is truncated, corrupt, or not a safetensors file ({error})"
         ) from error
     if KEY not in metadata:
-        raise ValueError(f"checkpoint: {path} was not written by fit: it lacks the {KEY!r} entry")
+        raise CheckpointError(
+            f"checkpoint: {path} was not written by fit: it lacks the {KEY!r} entry"
+        )
     try:
         header = json.loads(metadata[KEY])
         known = header["format"] == FORMAT
         version, tree, checksum = header["version"], header["state"], header["crc32"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"checkpoint: {path} is corrupt: its header is unreadable") from error
+        raise CheckpointError(f"checkpoint: {path} is corrupt: its header is unreadable") from error
     if not known or version != VERSION:
-        raise ValueError(
+        raise CheckpointError(
             f"checkpoint: {path} must be {FORMAT} version {VERSION}, "
             f"but is {header['format']} version {version}"
         )
     if checksum != _checksum(tree, tensors):
-        raise ValueError(f"checkpoint: {path} is corrupt: its content does not match its checksum")
+        raise CheckpointError(
+            f"checkpoint: {path} is corrupt: its content does not match its checksum"
+        )
     state = unpack(json.loads(tree), tensors)
     assert isinstance(state, dict)
     return state

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..modules import Buffers
 from ..rng import capture, restore
 from . import checkpoint
+from .checkpoint import CheckpointError
 from .data import Data
 from .history import History
 from .objective import Loss
@@ -137,20 +138,20 @@ class State:
         """Go on from a checkpoint's content.
 
         Raises:
-            ValueError: its parameters are not those of this program pair.
+            CheckpointError: its parameters are not those of this program pair.
         """
         known, values = self.values(), saved["values"]
         for name, value in known.items():
             if name not in values:
-                raise ValueError(f"resume: {path} lacks {name}, which model and guide have")
+                raise CheckpointError(f"resume: {path} lacks {name}, which model and guide have")
             if values[name].shape != value.shape:
-                raise ValueError(
+                raise CheckpointError(
                     f"resume: {name} must have shape {tuple(value.shape)} as in model and guide, "
                     f"but has {tuple(values[name].shape)} in {path}"
                 )
         for name in values.keys() - known.keys():
             if not name.startswith(("store.", "module.")):  # these may yet be created
-                raise ValueError(f"resume: {path} holds {name}, which model and guide lack")
+                raise CheckpointError(f"resume: {path} holds {name}, which model and guide lack")
         self.assign(values)
         self.parameters.pending = {
             name: value.to(self.device) for name, value in self.parameters.pending.items()
@@ -169,11 +170,11 @@ def compare(path: Path, saved: Mapping[str, Any], present: Mapping[str, Any]) ->
     """Refuse to go on with other settings or data than the checkpoint's.
 
     Raises:
-        ValueError: naming the setting and both of its values.
+        CheckpointError: naming the setting and both of its values.
     """
     for name, value in present.items():
         if name not in saved or saved[name] != value:
-            raise ValueError(
+            raise CheckpointError(
                 f"resume: {name} is {value!r}, but {saved.get(name)!r} in {path}. Go on with the "
                 "same settings and data (only epochs may differ), or start afresh elsewhere"
             )

@@ -1,0 +1,179 @@
+"""A study that goes on: what was done is kept, by whomever, with all that was known of it."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from pathlib import Path
+
+import pytest
+import xarray as xr
+from filelock import Timeout
+from test_bench_faults import EPOCHS, ESTIMATOR, HEAD, NORMAL, STEPS, Study, model, read, status
+
+from pyrovae.benchmarks.bench import Bench, jobs, records
+from pyrovae.benchmarks.bench.folder import Folder, readable, set_aside
+from pyrovae.benchmarks.training import Stopped
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    head = HEAD.replace("[0, 1]", "[0]")
+    return lambda *parts: Study(tmp_path, "".join((head, ESTIMATOR, *parts)))
+
+
+def estimator(name: str, *more: str) -> str:
+    return "\n".join((f'\n[estimator.{name}]\nname = "study_toys:{name}"', *more, ""))
+
+
+def test_an_error_of_the_users_own_does_not_cost_the_training(study) -> None:
+    one = study(model("stubborn", '{told = "broken"}'))
+    (one.path / "broken").touch()
+    assert one.run()
+    assert one.records()["stubborn 0"]["errors"][0]["type"] == "ValueError"
+    taken = one.count("steps.txt")
+    assert one.run(retry=True), "it is still out of order"
+    assert not list(one.path.glob("out/trainings/*.damaged-*"))
+    (one.path / "broken").unlink()
+    assert not one.run(retry=True)
+    # one step is tried anew each time, and those since the last checkpoint, of the epoch's start
+    again = one.count("steps.txt") - taken - 1
+    assert again <= EPOCHS * STEPS - taken + 2 * STEPS
+    assert again < EPOCHS * STEPS, "it went on"
+
+
+def test_a_failing_estimate_leaves_the_others_their_turn(study) -> None:
+    text = (estimator("broken"), estimator("warning"))
+    one = study(NORMAL, *text, estimator("broken").replace(".broken", ".parts"), "parts = 2\n")
+    one.file.write_text(one.file.read_text().replace(ESTIMATOR, "") + ESTIMATOR)
+    assert one.run()
+    record = one.records()["normal 0"]
+    assert [error["where"] for error in record["errors"]] == ["broken", "parts"]
+    assert [each["estimator"] for each in record["estimates"]] == ["warning", "L_20"]
+    said = "\n".join(one.said)
+    assert "broken: this estimator is out of order; parts: this" in said
+    assert "failed (broken): ArithmeticError: this estimator is out of order, and so have" in said
+
+
+def test_an_earlier_runs_seconds_and_warnings_are_kept(study) -> None:
+    parts = estimator("warning", "parts = 2")
+    one = study(NORMAL, parts)
+    assert not one.run()
+    first = one.records()["normal 0"]
+    # 20 data in two parts that are alike, which is said once
+    assert first["warnings"] == ["warning: found it odd of 10"]
+    seconds = {each["estimator"]: each["seconds"] for each in first["estimates"]}
+    assert 0.2 < seconds["warning"] < 5.0, "a tenth in each part"
+    assert 0.0 < seconds["L_20"] < 5.0
+    for file in one.path.glob("out/cells/*.json"):
+        file.unlink()  # as if killed just before
+    assert not one.run()
+    again = one.records()["normal 0"]
+    assert again["estimates"] == first["estimates"]
+    assert again["warnings"] == first["warnings"]
+
+
+def test_an_estimate_that_does_not_tell_its_seconds_has_none(study) -> None:
+    one = study(NORMAL)
+    assert not one.run()
+    (file,) = one.path.glob("out/trainings/*/evidence-*.nc")
+    with xr.open_dataset(file, engine="scipy") as found:
+        found.load()
+    del found.attrs["seconds"], found.attrs["warnings"]
+    file.write_bytes(bytes(found.to_netcdf(engine="scipy")))
+    for record in one.path.glob("out/cells/*.json"):
+        record.unlink()
+    assert not one.run()
+    assert one.records()["normal 0"]["estimates"][0]["seconds"] is None
+
+
+def test_parts_are_joined_once_by_two_runners(study, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = study(NORMAL, estimator("warning", "parts = 3"))
+    joined: list[int] = []
+    concat = records.xr.concat
+    monkeypatch.setattr(records.xr, "concat", lambda *a, **k: joined.append(1) or concat(*a, **k))
+
+    def twice(cell, index: int, folder: Folder, join=records.join_parts) -> None:
+        """Another runner comes between looking and joining."""
+        look = records.readable
+        counted = itertools.count()
+
+        def looked(file: Path) -> bool:
+            there = look(file)
+            if not next(counted):
+                monkeypatch.setattr(records, "readable", look)
+                with pytest.raises(Timeout):
+                    folder.lock(f"{cell.training_id}-{file.stem}").acquire(blocking=False)
+            return there
+
+        monkeypatch.setattr(records, "readable", looked)
+        join(cell, index, folder)
+        join(cell, index, folder)
+
+    monkeypatch.setattr("pyrovae.benchmarks.bench.runner.join_parts", twice)
+    assert not one.run(), one.said
+    assert sum(joined) == 1
+
+
+def test_a_part_that_is_joined_meanwhile_is_not_scored_again(
+    study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = study(NORMAL, estimator("warning", "parts = 2"))
+    assert not one.run()
+    _, (cell,) = Bench(str(one.file)).read()
+    folder = Folder(one.path / "out")
+    whole, part = (folder.evidence(cell, cell.estimations[1], which) for which in (None, 0))
+    aside = one.path / "whole.nc"
+    whole.rename(aside)
+    shutil.copy(aside, part)
+    look = jobs.readable
+
+    def looked(file: Path) -> bool:
+        there = look(file)
+        if aside.exists():  # another runner joins right after the first look
+            aside.rename(whole)
+            part.unlink()
+        return there
+
+    monkeypatch.setattr(jobs, "readable", looked)
+    assert jobs.Job(cell, 1, 0).done(folder)
+
+
+def test_what_another_runner_has_set_aside_is_set_aside(tmp_path: Path) -> None:
+    file = tmp_path / "evidence.nc"
+    file.touch()
+    set_aside(file)
+    set_aside(file)
+    assert len(list(tmp_path.iterdir())) == 1
+    file.write_bytes(b"damaged")
+    assert not readable(file)
+    assert not readable(file)
+
+
+def test_a_process_that_is_asked_to_end_has_not_failed(study) -> None:
+    one = study(NORMAL, estimator("stopping_once", 'options = {told = "stopped"}'))
+    with pytest.raises(Stopped, match="a worker was stopped; 0 of 1 cells are finished; all that"):
+        one.run(processes=1)
+    assert one.records() == {}
+    assert not one.run()
+    assert status(one.records()) == {"normal 0": "done"}
+    assert one.count("scored.txt") == 1
+
+
+def test_a_failed_record_that_is_retried_is_not_called_damaged(study) -> None:
+    one = study(model("raising"))
+    assert one.run()
+    assert one.run(retry=True)
+    assert len(list(one.path.glob("out/cells/*.failed-*"))) == 1
+    assert not list(one.path.glob("out/**/*.damaged-*"))
+
+
+def test_the_same_numbers_whoever_does_them(study) -> None:
+    one = study(NORMAL)
+    assert not one.run(processes=1)
+    before = read(one.records()["normal 0"], one)
+    for file in one.path.glob("out/trainings/*/evidence-*"):
+        file.write_bytes(b"")
+    assert not one.run()
+    assert read(one.records()["normal 0"], one) == before
