@@ -40,6 +40,10 @@ options = {num_samples = 20}
 model = "B"
 objective = "ELBO"
 
+[[compare]]
+row = {objective = "IWAE(4)"}
+with = {objective = "ELBO"}
+
 [[published]]
 model = "A"
 value = -3.5
@@ -67,6 +71,8 @@ def test_a_grid_is_the_product_of_its_axes_but_for_what_is_excluded(write) -> No
     assert [cell.estimations[0].question.samples() for cell in cells] == [20] * 6
     assert [cell.estimations[0].question.seed for cell in cells] == [0, 0, 0, 1, 1, 1]
     assert study.published[0]["value"] == -3.5
+    (named,) = study.compare
+    assert named == {"row": {"objective": "IWAE(4)"}, "with": {"objective": "ELBO"}}
 
 
 def test_cells_are_named_by_what_decides_their_numbers(write) -> None:
@@ -107,6 +113,10 @@ FAULTS = {  # what is changed, where the fault is, what is said of it
     "key of an entry": (("options = {num_p", "optoins = {num_p"), "optoins", "name, options, tr"),
     "key of an estimator": (("options = {num_s", "opt = {num_s"), "opt =", "name, options, split"),
     "key of data": (('toys:data"', 'toys:data"\noptions = {}'), "options =", "name, training, bin"),
+    "side": (("with = {", "without = {"), "without", "unknown key 'without'; there are row, with"),
+    "no side": (("with = {", "without = {"), "[[compare]]", "should have labels as 'with'"),
+    "axis of a side": (("with = {obj", "with = {ob"), "with =", "unknown key 'obective'"),
+    "label of a side": (('= {objective = "ELBO"}', '= {model = "C"}'), "with =", "found 'C'"),
     "value": (("value = -3.5", ""), "[[published]]", "should have a value"),
 }
 

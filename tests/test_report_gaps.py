@@ -53,6 +53,19 @@ def test_an_unknown_noise_leaves_the_spread(tmp_path: Path) -> None:
     assert table(study)[:4] == ["AIS", "0%", "2.50", "1.50"]
 
 
+def test_of_several_each_says_whose_normals_they_are(tmp_path: Path) -> None:
+    study = refined(tmp_path)
+    columns = {"elbo": [-10.5, -13.5], "guide_elbo": [-14.0, -19.0]}
+    study.estimate([-10.0, -12.0], "longer", stderr=0.0, columns=columns)
+    study.write()
+    (found,) = [one for one in tables(read_results(study.path)) if one.name == "gaps"]
+    assert [[cell.text for cell in row][:3] for row in found.rows] == [
+        ["refined", "refined", "0%"],
+        ["longer", "refined", "0%"],
+    ]
+    assert [row[3].text for row in found.rows] == ["1.50", "1.00"]
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -205,8 +205,26 @@ def test_the_distance_counts_the_published_error(tmp_path: Path) -> None:
 def test_estimators_of_one_model_are_held_against_the_believed(folder: Folder) -> None:
     folder.estimate([-3.0, -4.0], "first")
     folder.estimate([-1.0, -2.0], "best")
-    pairs = compared(read_results(folder.write()).rows)
+    pairs = compared(read_results(folder.write()))
     assert [(row.estimator, other.estimator) for row, other in pairs] == [("first", "best")]
+
+
+def test_rows_that_the_study_names_are_compared_too(tmp_path: Path) -> None:
+    named = [
+        {"row": {"objective": "c"}, "with": {"objective": "b"}},
+        {"row": {"objective": "b"}, "with": {"objective": "a"}},  # as it is anyway
+        {"row": {"objective": "c"}, "with": {"estimator": "none"}},
+    ]
+    folder = Folder(tmp_path / "study", compare=named)
+    for estimator in ("L", "M"):
+        for i, objective in enumerate("abc"):
+            folder.estimate([-1.0 - i, -2.0], estimator, objective=objective)
+    pairs = compared(read_results(folder.write()))
+    names = [(row.point[2], other.point[2], row.estimator, other.estimator) for row, other in pairs]
+    usual = [(row, "a", one, one) for row in "bc" for one in "LM"]
+    assert sorted(names) == sorted([*usual, ("c", "b", "L", "L"), ("c", "b", "M", "M")])
+    found = column(read_results(folder.path), "difference", "differences")
+    assert found == ["−0.500", "−0.500", "−1.000", "−1.000", "−0.500", "−0.500"]
 
 
 @pytest.mark.parametrize("value", [-math.inf, math.nan])

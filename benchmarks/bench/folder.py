@@ -90,6 +90,7 @@ class Folder:
                     }
                     for cell in cells
                 ],
+                "compare": list(study.compare),
                 "published": list(study.published),
                 "command": commands[0],
                 "commands": list(dict.fromkeys(commands)),

@@ -57,9 +57,10 @@ AXES: dict[str, tuple[str, ...]] = {  # and what an entry's table may hold
     "objective": ("name", "options", "training"),
     "estimator": ("name", "options", *SCORING, "parts"),
 }
-TOP = ("title", "question", "seeds", "training", *AXES, "exclude", "published", "small")
+TOP = ("title", "question", "seeds", "training", *AXES, "exclude", "compare", "published", "small")
 SMALL = ("seeds", "training", "scoring", "exclude")
 PUBLISHED = {"value": float, "spread": float, "source": str, **dict.fromkeys(AXES, str)}
+SIDES = ("row", "with")  # of a comparison
 TYPES = {**get_type_hints(Question), **get_type_hints(Settings), "parts": int}
 POSITIVE = ("epochs", "batch_size", "learning_rate", "patience", "clip", "subset", "parts")
 COUNTED = ("warm_up", "subset_seed", "seed")
@@ -123,6 +124,7 @@ class _Reader:
             objectives=axes["objective"],
             estimators=axes["estimator"],
             exclude=self._tables("exclude", dict.fromkeys(list(AXES)[:3], str), axes),
+            compare=self._comparisons(axes),
             published=self._tables("published", PUBLISHED, axes),
             text=self.text,
         )
@@ -265,18 +267,32 @@ class _Reader:
             self._known(table, kinds, *path, key, i)
             for name in table.keys() & kinds.keys():
                 value = self._value(table, name, kinds[name], (*path, key, i), None)
-                labels = [one.label for one in axes.get(name, ())]
-                if name in axes and value is not None and value not in labels:
-                    self.fault(
-                        f"{name} should be one of {', '.join(labels)}; found '{value}'",
-                        *path,
-                        key,
-                        i,
-                        name,
-                    )
+                if name in axes and value is not None:
+                    self._labelled(value, name, axes, *path, key, i, name)
             if key == "published" and "value" not in table:
                 self.fault("a published number should have a value", key, i)
         return tuple(tables)
+
+    def _labelled(
+        self, value: Any, axis: str, axes: dict[str, tuple[Entry, ...]], *path: Any
+    ) -> None:
+        labels = [one.label for one in axes[axis]]
+        if value not in labels:
+            self.fault(f"{axis} should be one of {', '.join(labels)}; found '{value}'", *path)
+
+    def _comparisons(self, axes: dict[str, tuple[Entry, ...]]) -> tuple[dict[str, Any], ...]:
+        """Which rows are to be compared with which, by labels."""
+        tables = self._tables("compare", dict.fromkeys(SIDES, dict), axes)
+        for i, table in enumerate(tables):
+            for side in SIDES:
+                labels = table.get(side)
+                if not labels:
+                    self.fault(f"a comparison should have labels as '{side}'", "compare", i)
+                elif isinstance(labels, dict):
+                    self._known(labels, AXES, "compare", i, side)
+                    for axis in labels.keys() & AXES.keys():
+                        self._labelled(labels[axis], axis, axes, "compare", i, side)
+        return tables
 
 
 def _fits(value: Any, kind: Any) -> bool:

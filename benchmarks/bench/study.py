@@ -122,6 +122,7 @@ class Study:
     objectives: tuple[Entry, ...]
     estimators: tuple[Entry, ...]
     exclude: tuple[dict[str, str], ...] = ()
+    compare: tuple[dict[str, dict[str, str]], ...] = ()
     published: tuple[dict[str, Any], ...] = ()
     text: str = ""
 

@@ -10,6 +10,7 @@ from .rows import Point, Results, Row, same_data
 from .statistics import score
 
 DOUBTED = 0.05  # share of the data that nothing vouches for, from which a row is not believed
+AXES = ("data", "model", "objective", "estimator")
 LOWER = ("lower", "lower and upper")  # of a sandwich the lower side is its value
 
 
@@ -76,9 +77,29 @@ def _value(row: Row) -> float:
     return score(row).value
 
 
-def compared(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+def compared(results: Results) -> list[tuple[Row, Row]]:
     """Which rows are compared: each with the first of its data and estimator; of a single model,
-    each estimator with the one most to be believed."""
+    each estimator with the one most to be believed; and those that the study names."""
+    usual = _usual(results.rows)
+    return usual + [pair for pair in _named(results) if pair not in usual]
+
+
+def _named(results: Results) -> list[tuple[Row, Row]]:
+    """The pairs that a study names; what one names of neither side is the same on both."""
+    rows = {(*row.point, row.estimator): row for row in results.rows}
+    found = []
+    for one in results.study.get("compare", []):
+        for key, row in rows.items():
+            here = dict(zip(AXES, key, strict=True))
+            if here.items() >= one["row"].items():
+                there = {**here, **one["with"]}
+                other = rows.get(tuple(there[axis] for axis in AXES))
+                if other is not None and other is not row:
+                    found.append((row, other))
+    return found
+
+
+def _usual(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
     if len({row.point for row in rows}) == 1:
         same = [row for row in rows if not row.simulated]
         reference = believed(same)
@@ -95,8 +116,7 @@ def compared(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
 
 def published(results: Results, row: Row) -> dict[str, Any] | None:
     """The published number of a row, if the study names one."""
-    here = dict(zip(("data", "model", "objective"), row.point, strict=True))
-    here["estimator"] = row.estimator
+    here = dict(zip(AXES, (*row.point, row.estimator), strict=True))
     for one in results.study.get("published", []):
         if all(one[key] == here[key] for key in one.keys() & here.keys()):
             return dict(one)

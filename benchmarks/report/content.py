@@ -9,13 +9,15 @@ from .choice import believed, compared, name_of, published, trusted
 from .gaps import gaps
 from .rows import Results, Row
 from .statistics import combined, difference, score, unpaired
-from .tables import Cell, Table, chance, number, percent, words
+from .tables import Cell, Table, chance, number, percent, seconds, words
 
 
 def tables(results: Results) -> list[Table]:
     """All that these results fill."""
     costs = gaps(results)
     costs = without(costs, *(set(_empty(results)) & {"data", "model", "objective"}))
+    if len({row.estimator for row in results.rows if row.refined}) == 1:
+        costs = without(costs, "normals by")
     found = (_scores(results), _differences(results), costs, _trainings(results))
     return [one for one in found if one.rows]
 
@@ -69,7 +71,7 @@ def _scored(results: Results, row: Row, best: bool) -> tuple[Cell, ...]:
         Cell(str(found.num_seeds), found.num_seeds),
         Cell(f"{found.num_data:,}", found.num_data),
         *_published(results, row),
-        number(sum(run.seconds for run in row.runs), 0),
+        seconds(sum(run.seconds for run in row.runs)),
     )
 
 
@@ -135,7 +137,7 @@ DIFFERENCES = [
 
 def _differences(results: Results) -> Table:
     rows = []
-    for row, other in compared(results.rows):
+    for row, other in compared(results):
         if unpaired(row, other) is not None:  # which `refusals` tells
             continue
         found = difference(row, other)
@@ -165,7 +167,7 @@ def _differences(results: Results) -> Table:
 def refusals(results: Results) -> list[str]:
     """Which rows are not compared, and why."""
     found = []
-    for row, other in compared(results.rows):
+    for row, other in compared(results):
         if (why := unpaired(row, other)) is not None and not (row.simulated or other.simulated):
             names = f"{name_of(row, results.rows)} and {name_of(other, results.rows)}"
             found.append(f"{names} are not compared: {why}.")
@@ -196,7 +198,7 @@ def _trainings(results: Results) -> Table:
                 number(_known(told.get("epochs")), 0),
                 number(_known(told.get("best_epoch")), 0),
                 number(_known(told.get("validation_elbo"))),
-                number(_known(told.get("seconds")), 0),
+                seconds(_known(told.get("seconds"))),
                 words("failed" if record.failed else "done"),
             )
         )

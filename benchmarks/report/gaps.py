@@ -19,6 +19,7 @@ GAPS = [
     ("data", "data set"),
     ("model", "which programs"),
     ("objective", "what trained them"),
+    ("normals by", "the refined estimate, which has fitted a normal to each datum"),
     ("log p(x) by", "the highest estimate of the same data that can be believed, or the refined"),
     ("k̂ or R̂ too high", "share of data whose log p(x) nothing vouches for"),
     ("approximation", "log p(x) less the ELBO of the best normal of each datum, nats"),
@@ -31,7 +32,7 @@ GAPS = [
 
 def gaps(results: Results) -> Table:
     """A row for each that was scored by refined importance sampling."""
-    rows = [_gaps(results, row) for row in results.rows if row.runs[0].guide_elbo is not None]
+    rows = [_gaps(results, row) for row in results.rows if row.refined]
     return Table("gaps", "Inference gaps: what the guide costs (nats per datum)", GAPS, rows)
 
 
@@ -45,6 +46,7 @@ def _gaps(results: Results, refined: Row) -> tuple[Cell, ...]:
     error = float(np.fmax(found.monte_carlo, standard_error(approximation)))  # of what is known
     return (
         *map(words, refined.point),
+        words(refined.estimator),
         words(best.estimator),
         percent(found.unreliable),
         number(float(approximation.mean())),

@@ -94,6 +94,11 @@ class Row:
         return self.runs[0].simulated
 
     @property
+    def refined(self) -> bool:
+        """Whether a proposal of its own was fitted to each datum, beside the guide's."""
+        return self.runs[0].guide_elbo is not None
+
+    @property
     def sandwich(self) -> Array | None:
         """The upper estimate less the lower, of every run and datum; None where there is none."""
         uppers = [run.upper for run in self.runs if run.upper is not None]

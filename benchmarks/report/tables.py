@@ -91,6 +91,15 @@ def number(value: float, digits: int = 2, signed: bool = False, strong: bool = F
     return Cell(text.replace("-", "−"), value, strong)
 
 
+def seconds(value: float) -> Cell:
+    """A time as a cell, a short one with its tenths.
+
+    >>> seconds(0.31).text, seconds(150.4).text
+    ('0.3', '150')
+    """
+    return number(value, 1 if value < 10 else 0)
+
+
 def percent(share: float) -> Cell:
     """A share as a cell.
 
