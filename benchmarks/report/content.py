@@ -54,7 +54,8 @@ def _scores(results: Results) -> Table:
 
 def _scored(results: Results, row: Row, best: bool) -> tuple[Cell, ...]:
     found = score(row)
-    side = row.direction + (", of simulated data" if row.simulated else "")
+    side = "both" if row.direction == "lower and upper" else row.direction
+    side += ", of simulated data" if row.simulated else ""
     drawn = results.dynamic.get(row.point[0], False) and not row.simulated
     return (
         *map(words, row.point),

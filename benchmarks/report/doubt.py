@@ -12,6 +12,7 @@ from .choice import believed, label, name_of
 from .drawing import INK, PALETTE, Drawn, colours, logarithmic, short
 from .rows import Array, Point, Results, Row, same_data
 from .statistics import score, standard_error
+from .tables import number
 
 
 def _grouped(
@@ -189,14 +190,17 @@ def sandwiches(results: Results) -> Drawn | None:
             gap, error, at = *sandwich_gap(row), _right_end(row)
             if math.isfinite(at):
                 axes.annotate(
-                    f"{gap:+.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}"),
+                    number(gap, 3, signed=True).text
+                    + ("" if math.isnan(error) else f" ± {error:.3f}"),
                     (at, y),
                     xytext=(10, -3),
                     textcoords="offset points",
                 )
         axes.set_yticks(range(len(rows)), [short(name_of(row, results.rows)) for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.margins(x=0.3)
+        axes.margins(x=0.1)
+        low, high = axes.get_xlim()
+        axes.set_xlim(low, high + 0.35 * (high - low))  # where the gaps are written
         axes.ticklabel_format(axis="x", useOffset=False)
         axes.set_xlabel("mean log p(x), nats per datum")
         axes.grid(alpha=0.25, axis="x")

@@ -35,6 +35,7 @@ PALETTE = (
     "#6b7fd7",
 )
 INK = "#010203"  # stands for the colour of the text, which the page chooses
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 LONGEST = 44  # characters of a name in a figure
 
 
@@ -110,7 +111,7 @@ def logarithmic(axes: Any, *which: str) -> None:
     for name in which:
         getattr(axes, f"set_{name}scale")("log")
         axis = getattr(axes, f"{name}axis")
-        axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axis.set_major_formatter(FuncFormatter(lambda x, _: tick(x)))
         axis.set_minor_formatter(FuncFormatter(partial(_minor_tick, axis)))
 
 
@@ -118,7 +119,20 @@ def _minor_tick(axis: Any, x: float, _: int) -> str:
     """2 and 5 between few powers of ten; nothing between many."""
     low, high = sorted(axis.get_view_interval())
     digit = round(x / 10 ** math.floor(math.log10(x)))
-    return f"{x:g}" if high < 50 * low and digit in (2, 5) else ""
+    return tick(x) if high < 50 * low and digit in (2, 5) else ""
+
+
+def tick(x: float) -> str:
+    """A value of a logarithmic axis.
+
+    >>> tick(0.01), tick(5000.0), tick(1e6), tick(2e-5)
+    ('0.01', '5,000', '10⁶', '2·10⁻⁵')
+    """
+    if 1e-4 < x < 1e6:
+        return f"{x:,.0f}" if x >= 1 else f"{x:g}"
+    digit, _, power = f"{x:.0e}".partition("e")
+    raised = str(int(power)).translate(_RAISED)
+    return f"10{raised}" if digit == "1" else f"{digit}·10{raised}"
 
 
 def colours(names: Sequence[Any]) -> dict[Any, str]:
