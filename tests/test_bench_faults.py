@@ -174,7 +174,8 @@ def test_a_killed_runner_loses_nothing_that_is_finished(study) -> None:
         one.until(lambda: len(one.records()) >= 1)
     finally:
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        _, err = process.communicate()
+    assert "Traceback" not in err, "its workers end quietly"
     before = one.files()
 
     def still() -> bool:  # the workers save their state and end when their parent is gone
@@ -268,14 +269,16 @@ def test_another_study_is_not_mixed_in(study, tmp_path: Path) -> None:
         one.run()
 
 
-def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(study) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_keeps_what_is_finished_and_says_how_to_go_on(number, code, study) -> None:
     one = study(model("slow", '{told = "steps.txt", seconds = 0.2}'))
     process = one.start()
     one.until(lambda: one.count("steps.txt") >= 3)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert "the same command goes on" in err
+    assert process.returncode == code, err
+    assert "stopped; 0 of 2 cells are finished; all that is done is kept, and the same" in err
+    assert "Traceback" not in err
     taken = one.count("steps.txt")
     assert not one.run()
     assert one.count("steps.txt") == 2 * EPOCHS * STEPS, f"{taken} were taken before"

@@ -10,6 +10,7 @@ from typing import Any
 
 import xarray as xr
 
+from ...inference.training.interrupt import Interrupt
 from ..training import Stopped
 from .folder import Folder, set_aside
 from .jobs import Job, Outcome
@@ -49,7 +50,7 @@ def run_study(
 
     Raises:
         OSError: the machine refuses to go on (its disk is full); what is finished is kept.
-        Stopped: Ctrl-C, or a signal to a worker.
+        Stopped: Ctrl-C or SIGTERM, or a signal to a worker.
     """
     return _Runner(cells, folder, workers, retry, say).run()
 
@@ -81,23 +82,28 @@ class _Runner:
             self._begin(cell)
         if self.summary.done or self.summary.failed:
             self.say(f"{self._share()} there already")
-        try:
+        with Interrupt() as asked:
             while self.running or (self.stop is None and (self.queue or self.later)):
+                if asked.requested:
+                    raise self._stopped("stopped", 128 + asked.requested)
                 self._start()
                 for job, outcome in self._ended():
                     self.running -= 1
                     self._take(job, outcome)
                 if self.running and time.monotonic() - self.said > LONG:
                     self._tell(self.clock.under_way())
-        except KeyboardInterrupt:
-            raise Stopped(
-                f"stopped; {self._share()} are finished; all that is done is kept, and the same "
-                "command goes on",
-                130,
-            ) from None
         if self.stop is not None:
             raise self.stop
         return self.summary
+
+    def _stopped(self, what: str, code: int) -> Stopped:
+        return Stopped(self._kept(what), code)
+
+    def _kept(self, what: str) -> str:
+        return (
+            f"{what}; {self._share()} are finished; all that is done is kept, and the same "
+            "command goes on"
+        )
 
     def _ended(self) -> list[tuple[Job, Outcome]]:
         if self.running:
@@ -156,16 +162,9 @@ class _Runner:
             self.later.append((time.monotonic() + AGAIN, job))
         elif outcome.status == "refused":
             assert outcome.error is not None
-            self.stop = OSError(
-                f"{cell.label}: {outcome.error['message']}; {self._share()} are finished; all that "
-                "is done is kept, and the same command goes on"
-            )
+            self.stop = OSError(self._kept(f"{cell.label}: {outcome.error['message']}"))
         elif outcome.status == "stopped":
-            self.stop = Stopped(
-                f"a worker was stopped; {self._share()} are finished; all that is done is kept, "
-                "and the same command goes on",
-                143,
-            )
+            self.stop = self._stopped("a worker was stopped", 143)
         elif cell.id in self.open:
             if outcome.status == "failed":
                 assert outcome.error is not None

@@ -7,6 +7,7 @@ imported everything, which takes a tenth of a second.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -118,7 +119,9 @@ def _do_and_tell(job: Job, folder: Folder, threads: int, pipe: Connection) -> No
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which tells us by TERM
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    pipe.send(do(job, folder, threads))
+    outcome = do(job, folder, threads)
+    with contextlib.suppress(BrokenPipeError):  # what was done is in the folder
+        pipe.send(outcome)
 
 
 def _end_with_parent() -> None:
