@@ -7,6 +7,7 @@ all the checking they get before it is called.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -54,8 +55,10 @@ def look_up(kind: str, name: str, built_in: Mapping[str, Callable[..., Any]]) ->
     if ":" in name:
         return resolve(name)
     if name not in built_in:
+        near = difflib.get_close_matches(name, built_in, 1)
+        hint = f" (did you mean '{near[0]}'?)" if near else ""
         raise FactoryError(
-            f"unknown {kind} '{name}'; there are {', '.join(built_in)}, and your own as "
+            f"unknown {kind} '{name}'{hint}; there are {', '.join(built_in)}, and your own as "
             "package.module:factory."
         )
     return built_in[name]

@@ -40,7 +40,7 @@ from ..inference import (
 )
 from ..inference.evidence.estimate import khat_threshold
 from ..inference.files import write_new
-from ..inference.rng import derive
+from ..inference.rng import derive, forked
 from ..inference.tables import table
 from ..models import load
 from .datasets import Dataset
@@ -93,6 +93,14 @@ class Question:
         if self.num_samples is None and accepts(factory, "num_samples"):
             return NUM_SAMPLES
         return self.num_samples
+
+    def asked(self) -> tuple[Callable[..., Any], dict[str, Any]]:
+        """The factory of the estimator, and the options that it is called with."""
+        factory = look_up("estimator", self.estimator, ESTIMATORS)
+        options: dict[str, Any] = {"seed": self.seed} if accepts(factory, "seed") else {}
+        if (samples := self.samples()) is not None:
+            options = {"num_samples": samples, **options}
+        return factory, options | self.options
 
     def file(self, run: Run) -> Path:
         """Where the answer goes, unless it is told otherwise."""
@@ -152,7 +160,8 @@ def evidence(
     pair = load_pair(run, dataset, device)
     x = dataset.split(question.split)[rows]
     start = time.perf_counter()
-    with heard() as told, pair.evaluating():
+    ambient = forked(device or torch.device("cpu"), seed)  # for estimators without a seed
+    with heard() as told, pair.evaluating(), ambient:
         estimate = estimator(pair.model, pair.guide, x)
     seconds = time.perf_counter() - start
     if not isinstance(estimate, Estimate | Sandwich):
@@ -243,11 +252,7 @@ def khat_quantile(estimate: Estimate, q: float) -> str:
 
 
 def _estimator(question: Question, journal: Path) -> Callable[..., Any]:
-    factory = look_up("estimator", question.estimator, ESTIMATORS)
-    options: dict[str, Any] = {"seed": question.seed}
-    if (samples := question.samples()) is not None:
-        options = {"num_samples": samples, **options}
-    options |= question.options
+    factory, options = question.asked()
     if accepts(factory, "checkpoint"):  # an interrupted score goes on when it is asked for again
         options.setdefault("checkpoint", str(journal))
     if accepts(factory, "progress"):

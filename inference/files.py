@@ -76,17 +76,28 @@ def write_new(path: Path, content: bytes) -> Path:
         >>> write_new(path, b"one").name, write_new(path, b"two").name, path.read_bytes()
         ('result.nc', 'result-2.nc', b'one')
     """
+    own = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.new")
+    write_atomically(own, content)
     number, free = 1, path
-    while True:
-        try:
-            free.touch(exist_ok=False)
-            break
-        except FileExistsError:
+    try:
+        while not _moved(own, free):
             number += 1
             free = path.with_stem(f"{path.stem}-{number}")
-    try:
-        write_atomically(free, content)
-    except BaseException:
-        free.unlink(missing_ok=True)
-        raise
+    finally:
+        own.unlink(missing_ok=True)
     return free
+
+
+def _moved(file: Path, to: Path) -> bool:
+    """Give a whole file a name that is free, in one step; False where it is not free."""
+    try:
+        os.link(file, to)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links: others may see it empty for a moment
+        try:
+            to.touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        os.replace(file, to)
+    return True

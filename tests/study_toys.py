@@ -196,3 +196,39 @@ def stopping_once(told: str, num_samples: int = 20, seed: int = 0) -> Callable[.
         return ImportanceSampling(num_samples=num_samples, seed=seed)(model, guide, x)
 
     return estimate
+
+
+def other_data() -> Dataset:
+    """Sixty other points."""
+    x = torch.linspace(-1, 3, 120).reshape(60, 2)
+    return Dataset("points", x, x[:20], x[20:40], shape=(2,))
+
+
+def seeding(told: str, seed: int = 0) -> Callable[..., Estimate]:
+    """Notes its seed."""
+    with open(told, "ab", buffering=0) as lines:
+        lines.write(f"{seed}\n".encode())
+    return ImportanceSampling(num_samples=20, seed=seed)
+
+
+def unseeded(told: str) -> Callable[..., Estimate]:
+    """Takes no seed, and draws of torch's own generator, which it notes."""
+
+    def estimate(model: Any, guide: Any, x: Tensor) -> Estimate:
+        with open(told, "ab", buffering=0) as lines:
+            lines.write(f"{float(torch.rand(())):.6f}\n".encode())
+        return ImportanceSampling(num_samples=20, seed=0)(model, guide, x)
+
+    return estimate
+
+
+class Lacking(Normal):
+    """Its guide lacks the latent, which Pyro's own objective only warns of."""
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pass
+
+
+def lacking(x_train: Tensor) -> Lacking:
+    return Lacking()

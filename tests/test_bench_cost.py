@@ -88,6 +88,14 @@ def test_what_is_alike_is_timed_once(forecast) -> None:
     assert Clock.now - before == pytest.approx(40 * (3 * 0.5 + 0.1 * 10))
 
 
+def test_what_fails_is_told_and_the_rest_is_forecast(forecast) -> None:
+    more = '[estimator.broken]\nname = "study_toys:broken"\n'
+    first, second = forecast(more)
+    assert first.estimates == pytest.approx(2 * cost.START + 0.5 + 0.1 * 20)
+    assert first.fails == ("broken: ArithmeticError: this estimator is out of order",)
+    assert second.fails == first.fails
+
+
 def test_the_preview_runs_nothing(tmp_path: Path) -> None:
     file = tmp_path / "cost.toml"
     file.write_text(STUDY)

@@ -56,9 +56,10 @@ class Study:
         bench = Bench(str(self.file), self.path / "out", **{"processes": 2, **asked})
         return run(bench, self.said.append)
 
-    def start(self, *options: str) -> subprocess.Popen:
+    def start(self, *options: str, processes: bool = True) -> subprocess.Popen:
         """Run it in a process of its own."""
-        words = ["bench", str(self.file), "--output", "out", "--processes", "2", *options]
+        words = ["bench", str(self.file), "--output", "out", *options]
+        words += ["--processes", "2"] if processes else []
         path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
         return subprocess.Popen(
             [sys.executable, "-m", "pyrovae.benchmarks", *words],
@@ -332,3 +333,35 @@ def test_dask_workers_of_several_threads_are_refused(study) -> None:
         pytest.raises(ValueError, match=r"one thread each .*; found 2"),
     ):
         one.run(processes=None, scheduler=cluster.scheduler_address)
+
+
+def test_a_dask_scheduler_that_is_killed_stops_the_study_in_a_line(study) -> None:
+    one = study(model("slow", '{told = "steps.txt", seconds = 0.2}'))
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+
+    def start(*words: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, "-m", "distributed.cli." + words[0], *words[1:]],
+            cwd=one.path,
+            env={**os.environ, "PYTHONPATH": path},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    where = one.path / "scheduler.json"
+    scheduler = start("dask_scheduler", "--port", "0", "--scheduler-file", str(where), "--no-show")
+    one.until(where.exists)
+    address = json.loads(where.read_text())["address"]
+    worker = start("dask_worker", address, "--nthreads", "1", "--death-timeout", "5")
+    try:
+        process = one.start("--scheduler", address, processes=False)
+        one.until(lambda: one.count("steps.txt") >= 2)
+        scheduler.kill()
+        _, err = process.communicate(timeout=120)
+    finally:
+        for each in (scheduler, worker):
+            each.kill()
+            each.wait()
+    assert process.returncode == 1
+    assert err.splitlines()[-1].startswith("pyrovae: the scheduler of the cluster is gone; 0 of 2")
+    assert not one.run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 from pathlib import Path
 
@@ -11,8 +12,11 @@ import xarray as xr
 from filelock import Timeout
 from test_bench_faults import EPOCHS, ESTIMATOR, HEAD, NORMAL, STEPS, Study, model, read, status
 
-from pyrovae.benchmarks.bench import Bench, jobs, records
+from pyrovae.benchmarks.bench import Bench, jobs, records, runner
+from pyrovae.benchmarks.bench.command import preview
 from pyrovae.benchmarks.bench.folder import Folder, readable, set_aside
+from pyrovae.benchmarks.bench.runner import run_study
+from pyrovae.benchmarks.bench.workers import Processes
 from pyrovae.benchmarks.training import Stopped
 
 
@@ -177,3 +181,138 @@ def test_the_same_numbers_whoever_does_them(study) -> None:
         file.write_bytes(b"")
     assert not one.run()
     assert read(one.records()["normal 0"], one) == before
+
+
+def again(one: Study, what: str) -> None:
+    """As if killed before ``what`` (a pattern) was there."""
+    for file in one.path.glob(what):
+        file.unlink()
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_training_begins_again(study) -> None:
+    one = study(model("slow", '{told = "steps.txt"}'))
+    assert not one.run()
+    before = read(one.records()["slow 0"], one)
+    again(one, "out/cells/*.json")
+    again(one, "out/trainings/*/evidence-*")
+    (file,) = one.path.glob("out/trainings/*/run.json")
+    content = json.loads(file.read_text())
+    content["result"] = None
+    file.write_text(json.dumps(content))
+    file.with_name("checkpoint.safetensors").write_bytes(b"\0" * 100)
+    assert not one.run()
+    assert read(one.records()["slow 0"], one) == before
+    assert one.count("steps.txt") == 2 * EPOCHS * STEPS
+    assert len(list(one.path.glob("out/trainings/*.damaged-*"))) == 1
+
+
+def test_a_record_that_lacks_an_estimate_is_made_again(study) -> None:
+    one = study(NORMAL, estimator("warning"))
+    assert not one.run()
+    (file,) = one.path.glob("out/cells/*.json")
+    content = json.loads(file.read_text())
+    gone = content["estimates"].pop()
+    file.write_text(json.dumps(content))
+    (one.path / "out" / gone["file"]).unlink()
+    assert not one.run()
+    assert len(one.records()["normal 0"]["estimates"]) == 2
+
+
+def test_a_cell_whose_estimate_is_gone_at_the_end_is_not_done(
+    study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = study(NORMAL)
+    join = records.join_parts
+
+    def lose(cell, index: int, folder: Folder) -> None:
+        folder.evidence(cell, cell.estimations[index]).unlink()
+        join(cell, index, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pyrovae.benchmarks.bench.runner.join_parts", lose)
+        assert one.run()
+    (error,) = one.records()["normal 0"]["errors"]
+    assert (error["where"], error["type"]) == ("L_20", "FileNotFoundError")
+    assert not one.run(retry=True)
+    assert status(one.records()) == {"normal 0": "done"}
+
+
+def test_parts_that_a_killed_runner_left_beside_the_whole_go(study) -> None:
+    one = study(NORMAL, estimator("warning", "parts = 2"))
+    assert not one.run()
+    _, (cell,) = Bench(str(one.file)).read()
+    folder = Folder(one.path / "out")
+    whole, part = (folder.evidence(cell, cell.estimations[1], which) for which in (None, 1))
+    shutil.copy(whole, part)
+    again(one, "out/cells/*.json")
+    assert not one.run()
+    assert whole.exists()
+    assert not part.exists()
+
+
+def test_parts_have_random_numbers_of_their_own(study) -> None:
+    one = study(NORMAL, estimator("seeding", 'options = {told = "seeds.txt"}', "parts = 3"))
+    assert not one.run()
+    seeds = (one.path / "seeds.txt").read_text().split()
+    assert len(set(seeds)) >= 3  # one more by the check beforehand
+
+
+def test_an_estimator_without_a_seed_is_repeatable(study) -> None:
+    one = study(NORMAL, estimator("unseeded", 'options = {told = "drawn.txt"}'))
+    assert not one.run()
+    again(one, "out/cells/*.json")
+    again(one, "out/trainings/*/evidence-*")
+    assert not one.run()
+    first, second = (one.path / "drawn.txt").read_text().split()
+    assert first == second
+
+
+def test_a_runner_that_waits_for_another_says_so(study, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = study(NORMAL)
+    assert not one.run()
+    again(one, "out/cells/*.json")
+    again(one, "out/trainings/*/evidence-*")
+    _, (cell,) = Bench(str(one.file)).read()
+    folder = Folder(one.path / "out")
+    file = folder.evidence(cell, cell.estimations[0])
+    held = folder.lock(f"{cell.training_id}-{file.stem}")
+    held.acquire()
+    said = one.said
+
+    def say(text: str) -> None:
+        said.append(text)
+        if "another" in text:
+            held.release()
+
+    monkeypatch.setattr(runner, "LONG", 0.5)
+    monkeypatch.setattr(runner, "AGAIN", 3.0)
+    with Processes(folder, 1) as workers:
+        run_study([cell], folder, workers, say=say)
+    assert "0 of 1 cells: 1 jobs are another runner's, which is waited for" in "\n".join(said)
+    assert said[-1].startswith("1 of 1 cells: points, normal")
+
+
+def test_what_another_runner_has_finished_meanwhile_is_not_looked_for(study) -> None:
+    one = study(NORMAL)
+    assert not one.run()
+    _, cells = Bench(str(one.file), one.path / "out").read()
+    folder = Folder(one.path / "out")
+
+    class Nobody(Processes):
+        def start(self, job: jobs.Job) -> None:
+            raise AssertionError(f"{job.where} is done already")
+
+    found = runner._Runner(cells, folder, Nobody(folder, 1), False, print)
+    found.open[cells[0].id] = 1
+    found.queue.append(jobs.Job(cells[0], 0))  # queued before the other had finished
+    assert found.run().done == 2  # counted where the run began, and here
+
+
+def test_a_forecast_of_a_retry_counts_what_has_failed(study) -> None:
+    one = study(model("raising"))
+    assert one.run()
+    for retry, words in ((False, "there"), (True, "to do")):
+        said: list[str] = []
+        preview(Bench(str(one.file), one.path / "out", retry=retry, processes=1), said.append)
+        assert said[1].count(words) == 1
+    assert "will fail: points, raising, ELBO: training: RuntimeError: this model is out" in said[2]

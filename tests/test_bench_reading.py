@@ -102,6 +102,57 @@ def test_an_own_factory_that_changes_makes_other_cells(tmp_path, write, monkeypa
     assert not {cell.training_id for cell in first} & {cell.training_id for cell in second}
 
 
+def test_a_label_like_a_factorys_name_hides_no_data(write) -> None:
+    for label in ("points", "ELBO"):
+        text = GOOD.replace("[data.points]", f"[data.{label}]")
+        first = check(read_study(write(text)))
+        other = check(read_study(write(text.replace("study_toys:data", "study_toys:other_data"))))
+        assert not {cell.id for cell in first} & {cell.id for cell in other}
+
+
+def test_other_estimators_and_objectives_make_other_cells(tmp_path, write, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, source in (
+        ("own_estimator", "from study_toys import Noting as build\n"),
+        ("own_objective", "from pyro.infer import Trace_ELBO as build\n"),
+    ):
+        own = tmp_path / f"{name}.py"
+        own.write_text(source + "def make():\n    return build()\n")
+        text = GOOD.replace("[objective.ELBO]", f'[objective.ELBO]\nname = "{name}:make"')
+        if name == "own_estimator":
+            text = GOOD.replace('"importance-sampling"', f'"{name}:make"')
+            text = text.replace("options = {num_samples = 20}", "")
+        first = check(read_study(write(text)))
+        own.write_text(own.read_text() + "# changed\n")
+        second = check(read_study(write(text)))
+        changed = {cell.id for cell in first} - {cell.id for cell in second}
+        assert len(changed) == (6 if name == "own_estimator" else 2)
+
+
+def test_one_cell_under_two_names_is_refused(write) -> None:
+    text = GOOD.replace("training = {epochs = 3}", "")
+    with pytest.raises(StudyError, match=r"model 'B' and 'A' are the same but for") as caught:
+        check(read_study(write(text)))
+    assert caught.value.faults[0][0] == line_of(text, "[model.B]")
+
+
+def test_a_guide_that_lacks_a_latent_is_told_before_anything_runs(write) -> None:
+    text = GOOD.replace("[objective.ELBO]", "[objective.ELBO]\nname = 'Trace_ELBO'")
+    text = text.replace('normal"\ntraining', 'lacking"\ntraining')
+    text = text.replace('[[exclude]]\nmodel = "B"\nobjective = "ELBO"', "")
+    with pytest.warns(UserWarning, match="Found vars"), pytest.raises(StudyError) as caught:
+        check(read_study(write(text)))
+    assert "'B' with data 'points', objective 'ELBO'" in str(caught.value)
+    assert "'z'" in str(caught.value)
+
+
+def test_faults_name_the_file_that_was_read(write) -> None:
+    text = GOOD.replace('"IWAE"', '"IWEA"') + "\n[small]\nseeds = [0]\n"
+    with pytest.raises(StudyError, match=r"two\.toml:\d+: unknown objective") as caught:
+        check(read_study(write(text), small=True))
+    assert len(caught.value.faults) == 1, "told once"
+
+
 FAULTS = {  # what is changed, where the fault is, what is said of it
     "unknown key": (("epochs = 2", "epoch = 2"), "epoch = 2", "unknown key 'epoch'"),
     "type": (("epochs = 2", "epochs = 'two'"), "epochs = 'two'", "should be of type int"),
@@ -117,6 +168,9 @@ FAULTS = {  # what is changed, where the fault is, what is said of it
     "no side": (("with = {", "without = {"), "[[compare]]", "should have labels as 'with'"),
     "axis of a side": (("with = {obj", "with = {ob"), "with =", "unknown key 'obective'"),
     "label of a side": (('= {objective = "ELBO"}', '= {model = "C"}'), "with =", "found 'C'"),
+    "two data sets": (('= {objective = "ELBO"}', '= {data = "points"}'), "with =", "two data sets"),
+    "no such rows": (("row = {obj", 'row = {model = "B", obj'), "[[compare]]", "name two rows"),
+    "trains": (("estimator.L_20", "estimator.training"), "[estimator.tr", "cannot be called"),
     "value": (("value = -3.5", ""), "[[published]]", "should have a value"),
 }
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from pyrovae.benchmarks.claims import CLAIMS, Claim, Verdict, claims
+from pyrovae.benchmarks.claims.monte_carlo import _slope
 from pyrovae.benchmarks.claims.verdict import above, exactly, near
 from pyrovae.benchmarks.cli import app
 
@@ -48,6 +50,14 @@ def test_one_that_does_not_hold_and_one_that_raises_do_not_stop_the_others(
     rows = [line for line in (tmp_path / "claims.md").read_text().splitlines() if "|" in line]
     # a bar inside a cell ends no cell
     assert {line.replace("\\|", "").count("|") for line in rows} == {7}
+
+
+def test_a_slope_and_its_error_by_hand() -> None:
+    x, error = [0.0, 1.0, 2.0], [0.1, 0.1, 0.1]
+    assert _slope(x, [1.0, 3.0, 5.0], error) == pytest.approx((2.0, 0.1 / math.sqrt(2)))
+    # the middle does not count for the slope, and an end of twice the error a quarter
+    slope, wide = _slope([0.0, 1.0], [0.0, 1.0], [0.1, 0.2])
+    assert (slope, wide) == pytest.approx((1.0, math.hypot(0.1, 0.2)))
 
 
 def test_where_all_hold() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pyrovae.inference import files
-from pyrovae.inference.files import write_atomically
+from pyrovae.inference.files import write_atomically, write_new
 from pyrovae.inference.training.checkpoint import check_folder
 
 WRITES = """
@@ -35,6 +35,34 @@ def test_processes_that_write_at_once_do_not_meet(tmp_path: Path) -> None:
         shown = one.communicate()[1]
         assert one.returncode == 0, shown
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_new_file_is_whole_when_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, link = tmp_path / "result.nc", os.link
+
+    def looked(source: Path, to: Path) -> None:
+        assert not Path(to).exists()
+        assert Path(source).read_bytes() == b"whole"
+        link(source, to)
+
+    monkeypatch.setattr(files.os, "link", looked)
+    assert write_new(file, b"whole") == file
+    monkeypatch.setattr(files.os, "link", link)
+    assert write_new(file, b"other").name == "result-2.nc"
+    assert file.read_bytes() == b"whole"
+
+    def refuse(source: Path, to: Path) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(files.os, "link", refuse)
+    assert write_new(file, b"third").read_bytes() == b"third"
+    assert sorted(one.name for one in tmp_path.iterdir()) == [
+        "result-2.nc",
+        "result-3.nc",
+        "result.nc",
+    ]
 
 
 def test_a_killed_process_leaves_what_the_next_write_takes_over(tmp_path: Path) -> None:

@@ -64,7 +64,8 @@ def test_faults_of_users_are_told_and_ours_are_not_hidden() -> None:
 
 
 def test_unknown_names_list_the_known_ones() -> None:
-    with pytest.raises(FactoryError, match=r"unknown model 'va'; there are vae, .*conv-vae, and"):
+    told = r"unknown model 'va' \(did you mean 'vae'\?\); there are vae, .*conv-vae, and"
+    with pytest.raises(FactoryError, match=told):
         build("va", {}, torch.rand(5, 4), 0)
     assert look_up("number", "math:sqrt", {})(4) == 2
 

@@ -40,6 +40,13 @@ def test_a_higher_estimate_that_can_be_believed_is_the_measure(tmp_path: Path) -
     assert table(study) == ["AIS", "0%", "2.00", f"{math.sqrt(0.25) / 2:.2f}", "4.00", "1.00", "2"]
 
 
+def test_a_lower_estimate_is_the_measure_before_one_on_no_known_side(tmp_path: Path) -> None:
+    study = refined(tmp_path)
+    study.estimate([-10.0, -11.0], "lower", stderr=0.0)
+    study.estimate([-3.0, -4.0], "consistent", stderr=0.0, attrs={"direction": "consistent"})
+    assert table(study)[0] == "lower"
+
+
 def test_noise_is_counted_once(tmp_path: Path) -> None:
     study = refined(tmp_path)
     # approximations 1 and 4: sd/√2 = 1.5, which holds the Monte Carlo error √(0.09 + 0.16) / 2
@@ -72,13 +79,16 @@ def test_of_several_each_says_whose_normals_they_are(tmp_path: Path) -> None:
         {"khat": 0.9},
         {"attrs": {"direction": "upper"}},
         {"datum": [5, 6]},
+        {"model": "another"},
+        {"seed": 1},
         {"attrs": {"split": "validation"}},
     ],
 )
 def test_another_that_cannot_be_the_measure_is_not(tmp_path: Path, other: dict) -> None:
     study = refined(tmp_path)
     study.estimate([-9.0, -9.0], "other", **other)
-    assert table(study)[0] == "refined"
+    assert "refined" in table(study)
+    assert "other" not in table(study)
 
 
 def test_without_a_refined_estimate_there_is_no_table(tmp_path: Path) -> None:

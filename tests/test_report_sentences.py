@@ -10,6 +10,7 @@ from report_toys import Folder, nothing_finished
 
 from pyrovae.benchmarks.report.choice import believed, compared
 from pyrovae.benchmarks.report.content import refusals, tables
+from pyrovae.benchmarks.report.figures import figures
 from pyrovae.benchmarks.report.page import how_to_read, parts_of
 from pyrovae.benchmarks.report.results import read_results
 from pyrovae.benchmarks.report.rows import Results
@@ -207,6 +208,41 @@ def test_estimators_of_one_model_are_held_against_the_believed(folder: Folder) -
     folder.estimate([-1.0, -2.0], "best")
     pairs = compared(read_results(folder.write()))
     assert [(row.estimator, other.estimator) for row, other in pairs] == [("first", "best")]
+
+
+def test_of_a_part_of_the_test_set_the_distance_has_an_error_by_data(tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "study", published=[{"value": -2.0}])
+    folder.estimate([-1.0, -3.0], "whole", stderr=0.0)
+    folder.estimate([-1.0, -3.0], "part", stderr=0.0, attrs={"subset": 2})
+    assert column(read_results(folder.write()), "± distance") == ["0.00", "1.00"]
+    assert "part is +0.00 ± 1.00 (Monte Carlo, data) nats" in said(folder)
+
+
+def test_a_diagnosis_that_is_not_known_is_not_called_too_high(folder: Folder) -> None:
+    folder.estimate([-1.0, -2.0], "AIS", khat=math.nan)
+    folder.estimate([-3.0, -4.0], "L")
+    folder.estimate([-3.0, -4.0], "half", khat=[math.nan, 0.9])
+    results = read_results(folder.write())
+    assert column(results, "k̂ or R̂ too high") == ["unknown", "0%", "100.0%"]
+    assert "AIS (-1.500, k̂ unknown)".replace("-", "−") in said(folder).replace("(-", "(−")
+
+
+def test_upper_bounds_are_not_compared_as_if_higher_were_better(folder: Folder) -> None:
+    for model in "mn":
+        folder.estimate([-1.0, -2.0], "EUBO", model=model, attrs={"direction": "upper"})
+        folder.estimate([-3.0, -4.0], "L", model=model)
+    pairs = compared(read_results(folder.write()))
+    assert [(row.estimator, other.estimator) for row, other in pairs] == [("L", "L")]
+
+
+def test_the_scores_say_where_data_are_others(folder: Folder) -> None:
+    folder.estimate([-1.0, -2.0, -3.0], "all")
+    folder.estimate([-1.0, -2.0], "some")
+    (drawn,) = [one for one in figures(read_results(folder.write())) if one.name == "scores"]
+    assert "some (2 data)" in drawn.svg()
+    assert "all (" not in drawn.svg()
+    assert "Rows of other data, with their number, are not to be compared" in drawn.caption
+    assert "which all rows share" not in drawn.caption
 
 
 def test_rows_that_the_study_names_are_compared_too(tmp_path: Path) -> None:

@@ -65,6 +65,17 @@ def test_each_error_shrinks_with_its_own_number() -> None:
     assert found.seed == pytest.approx(with_noise / math.sqrt(S), rel=5 / math.sqrt(2 * S))
 
 
+def test_the_error_by_seed_holds_the_noise_already() -> None:
+    """No effect of a seed, noise 1 in each of 3 x 100: the mean scatters by 1/sqrt(300)."""
+    generator = np.random.default_rng(0)
+    squares = []
+    for _ in range(400):
+        runs = [run(generator.normal(size=100), seed=s, stderr=1.0) for s in range(3)]
+        squares.append(score(row(*runs)).own ** 2)
+    # the larger of the two, of which one scatters: 1 + exp(-1); counted twice it were 2
+    assert np.mean(squares) == pytest.approx((1 + math.exp(-1)) / 300, rel=0.1)
+
+
 def test_noise_alone_leaves_no_error_by_data() -> None:
     assert score(row(run([0.0, 0.1], stderr=1.0))).data == 0.0
 

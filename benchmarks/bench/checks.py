@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import pyro
 import torch
 
+from ...inference import log_weights
 from .. import datasets
 from ..datasets import Dataset, DatasetError
 from ..factories import FactoryError
-from ..options import accepts, call, look_up, resolved
+from ..options import call, look_up, resolved
 from ..pairs import build, model_options
 from ..schedules import SCHEDULES
 from ..scoring import ESTIMATORS, Question
@@ -29,6 +30,7 @@ from ..zoo import MODELS
 from .lines import Lines
 from .study import Cell, Entry, Study, StudyError
 
+AXES = ("data", "model", "objective")
 TOLD = (DatasetError, FactoryError, ValueError, TypeError, NotImplementedError, OSError)
 
 
@@ -40,7 +42,9 @@ def check(study: Study, data_folder: str | None = None, device: str = "auto") ->
     """
     checker = _Checker(study, data_folder)
     checker.check()
-    return study.cells(checker.identities, data_folder=data_folder, device=device)
+    cells = study.cells(checker.identities, data_folder=data_folder, device=device)
+    checker.check_different(cells)
+    return cells
 
 
 class _Checker:
@@ -48,13 +52,14 @@ class _Checker:
         self.study, self.data_folder = study, data_folder
         self.lines = Lines(study.text)
         self.faults: list[tuple[int, str]] = []
-        self.identities: dict[str, dict[str, str]] = {}
+        self.identities: dict[tuple[str, str], dict[str, str]] = {}
         self.data: dict[str, Dataset] = {}
 
     def check(self) -> None:
         for one in self.study.data:
             with self._telling("data", one.label):
                 self._load(one)
+        there: set[tuple[str, str]] = set()
         for axis, entries, built_in in (
             ("model", self.study.models, MODELS),
             ("objective", self.study.objectives, OBJECTIVES),
@@ -63,22 +68,25 @@ class _Checker:
             for one in entries:
                 with self._telling(axis, one.label, "name"):
                     found = look_up(axis, one.name, built_in)
-                    self.identities[one.name] = _source(found, one.name)
+                    self.identities[axis, one.name] = _source(found, one.name)
+                    there.add((axis, one.label))
         for path, schedule in self._schedules():
             with self._telling(*path, "schedule"):
-                self.identities[schedule] = _source(
+                self.identities["schedule", schedule] = _source(
                     look_up("schedule", schedule, SCHEDULES), schedule
                 )
         for one in self.study.objectives:
-            with self._telling("objective", one.label), _undisturbed():
-                call(one.name, look_up("objective", one.name, OBJECTIVES), options=one.options)
+            if ("objective", one.label) in there:
+                with self._telling("objective", one.label), _undisturbed():
+                    call(one.name, look_up("objective", one.name, OBJECTIVES), options=one.options)
         for one in self.study.estimators:
-            with self._telling("estimator", one.label):
-                self._estimator(one)
+            if ("estimator", one.label) in there:
+                with self._telling("estimator", one.label):
+                    self._estimator(one)
         if not self.faults:  # of what is there
             self._pairs()
         if self.faults:
-            raise StudyError(f"{self.study.name}.toml", self.faults)
+            raise StudyError(self.study.file, self.faults)
 
     def _schedules(self) -> Iterator[tuple[tuple[str, ...], str]]:
         """Every schedule that is named, and where."""
@@ -109,19 +117,15 @@ class _Checker:
         data = datasets.load(one.name, folder=self.data_folder, binarise=binarise)
         self.data[one.label] = data
         digest = hashlib.sha256(data.train.detach().cpu().numpy().tobytes()).hexdigest()
-        self.identities[one.label] = {
+        self.identities["data", one.label] = {
             f"data '{one.label}', held out": data.fingerprint,
             f"data '{one.label}', for training": digest,
         }
 
     def _estimator(self, one: Entry) -> None:
-        factory = look_up("estimator", one.name, ESTIMATORS)
         options = dict(one.options)
-        samples = Question(estimator=one.name).samples()
-        if samples is not None:
-            options = {"num_samples": samples, **options}
-        if accepts(factory, "seed"):
-            options.setdefault("seed", 0)
+        samples = options.pop("num_samples", None)
+        factory, options = Question(one.name, samples, options).asked()
         call(one.name, factory, options=options)
         split = one.settings.get("split", "test")
         if split not in ("test", "validation"):
@@ -134,13 +138,15 @@ class _Checker:
                     f"'{data.name}'; found {size}"
                 )
             if one.settings.get("parts", 1) > size:
-                raise ValueError(f"parts should be at most {size}, the data; found more")
+                raise ValueError(
+                    f"parts should be at most {size}, the data; found {one.settings['parts']}"
+                )
 
     def _pairs(self) -> None:
         tried: set[str] = set()
         for data, model, objective in self.study.points():
             settings = self.study.settings(data, model, objective, self.study.seeds[0])
-            words = f"with data '{data.label}', objective '{objective.label}': "
+            words = f"'{model.label}' with data '{data.label}', objective '{objective.label}': "
             key = repr((data.label, model, objective))
             if key in tried:
                 continue
@@ -163,6 +169,32 @@ class _Checker:
                         )
                     with pair.evaluating():
                         loss(pair.model, pair.guide, few)
+                        if self._weighs():
+                            log_weights(pair.model, pair.guide, few)
+
+    def check_different(self, cells: Sequence[Cell]) -> None:
+        """Raise a StudyError where two cells are one under two names."""
+        known: dict[str, Cell] = {}
+        for cell in cells:
+            other = known.setdefault(cell.id, cell)
+            if other is not cell:
+                axis = next(a for a in AXES if getattr(cell, a) != getattr(other, a))
+                label = getattr(cell, axis)
+                raise StudyError(
+                    self.study.file,
+                    [
+                        (
+                            self.lines.find(axis, label),
+                            f"{axis} '{label}' and '{getattr(other, axis)}' are the same but for "
+                            "their names; leave one out",
+                        )
+                    ],
+                )
+
+    def _weighs(self) -> bool:
+        """Whether an estimator of ours will ask for the weights of the guide."""
+        names = [one.name for one in self.study.estimators]
+        return any(":" not in name and name != "prior-monte-carlo" for name in names)
 
 
 @contextmanager

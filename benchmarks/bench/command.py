@@ -11,7 +11,7 @@ from ...inference.tables import table
 from ..pairs import find_device
 from .checks import check
 from .cost import forecast
-from .folder import Folder
+from .folder import Folder, read_json
 from .progress import in_words
 from .reading import read_study
 from .runner import run_study
@@ -73,10 +73,11 @@ def preview(asked: Bench, say: Callable[[str], None] = print) -> None:
     study, cells = asked.read()
     folder = asked.folder(study)
     expected = forecast(cells)
+    todo = [one for one in expected if not _there(one.cell, folder, asked.retry)]
     rows = []
     for one in expected:
         cell = one.cell
-        there = folder.record(cell).exists()
+        there = one not in todo
         rows.append(
             (
                 cell.id,
@@ -92,14 +93,31 @@ def preview(asked: Bench, say: Callable[[str], None] = print) -> None:
     headers = ("cell", "data", "model", "objective", "seed", "training", "estimates", "state")
     say(f"{study.title}: {_count(cells)}")
     say(table(headers, rows, left=(0, 1, 2, 3, 7)))
-    left = sum(one.seconds for one in expected if not folder.record(one.cell).exists())
+    for fault in dict.fromkeys(
+        f"{', '.join((cell.data, cell.model, cell.objective))}: {why}"
+        for one in expected
+        for cell in (one.cell,)
+        for why in one.fails
+    ):
+        say(f"will fail: {fault}")
+    left = sum(one.seconds for one in todo)
     size = asked.processes or asked.workers or default_size()
     say(f"to do: at most about {in_words(left)} of one core; {in_words(left / size)} with {size}")
 
 
+def _there(cell: Cell, folder: Folder, retry: bool) -> bool:
+    """Whether a run would leave a cell as it is."""
+    record = read_json(folder.record(cell))
+    return record is not None and not (retry and record.get("status") == "failed")
+
+
 def _count(cells: Sequence[Cell]) -> str:
     estimates = sum(len(cell.estimations) for cell in cells)
-    return f"{len(cells)} cells, {estimates} estimates"
+    return f"{_plural(len(cells), 'cell')}, {_plural(estimates, 'estimate')}"
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def _workers(asked: Bench, folder: Folder) -> Workers:

@@ -20,9 +20,8 @@ import torch
 
 from ...inference import fit
 from ..datasets import Dataset
-from ..options import call, look_up
-from ..pairs import build, find_device, model_options
-from ..scoring import ESTIMATORS
+from ..options import call
+from ..pairs import Pair, build, find_device, model_options
 from ..training import load_data, make_objective
 from .jobs import limited
 from .study import Cell, Estimation, address
@@ -35,11 +34,12 @@ START = 0.2  # seconds until a process has begun
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds that a cell takes alone, at most about."""
+    """Seconds that a cell takes alone, at most about, and what of it ``fails``, and why."""
 
     cell: Cell
     training: float
     estimates: float
+    fails: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -48,7 +48,7 @@ class Forecast:
 
 def forecast(cells: Sequence[Cell]) -> list[Forecast]:
     """Time what is to be done. Cells that differ by their seed alone are taken for alike."""
-    known: dict[str, tuple[float, float]] = {}
+    known: dict[str, tuple[float, float, tuple[str, ...]]] = {}
     data: dict[str, tuple[Dataset, float]] = {}
     found = []
     for cell in cells:
@@ -65,7 +65,29 @@ def forecast(cells: Sequence[Cell]) -> list[Forecast]:
     return found
 
 
-def _timed(cell: Cell, data: Dataset, start: float) -> tuple[float, float]:
+def _timed(cell: Cell, data: Dataset, start: float) -> tuple[float, float, tuple[str, ...]]:
+    fails: list[str] = []
+    training = estimates = 0.0
+    with _quiet(), _noting(fails, "training"):
+        pair, training = _training(cell, data)
+        rates: dict[str, tuple[float, float]] = {}
+        for one in cell.estimations:
+            estimates += start * one.parts
+            with _noting(fails, one.label), pair.evaluating():
+                estimates += _estimate(one, pair, data, rates)
+    return start + training, estimates, tuple(fails)
+
+
+@contextlib.contextmanager
+def _noting(fails: list[str], what: str) -> Iterator[None]:
+    """What fails here fails in the study too, which goes on with the rest."""
+    try:
+        yield
+    except Exception as error:  # a user's code runs here
+        fails.append(f"{what}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+
+
+def _training(cell: Cell, data: Dataset) -> tuple[Pair, float]:
     settings = cell.settings
     options = model_options(settings.model, settings.options, data.shape)
     pair = build(settings.model, options, data.train, settings.seed)
@@ -80,19 +102,13 @@ def _timed(cell: Cell, data: Dataset, start: float) -> tuple[float, float]:
         "device": device,
         "progress": False,
     }
-    with _quiet():
-        history = fit(pair.model, pair.guide, few, epochs=2, **arguments)
-        step = float(history.seconds[-1]) / math.ceil(len(few) / settings.batch_size)
-        begun = time.perf_counter()
-        fit(pair.model, pair.guide, few, epochs=1, validation=data.validation, **arguments)
-        validation = max(0.0, time.perf_counter() - begun - float(history.seconds[0]))
-        steps = math.ceil(len(data.train) / settings.batch_size)
-        training = settings.epochs * (steps * step + validation)
-        with pair.evaluating():
-            rates: dict[str, tuple[float, float]] = {}
-            estimates = sum(_estimate(one, pair, data, rates) for one in cell.estimations)
-            estimates += start * sum(one.parts for one in cell.estimations)
-    return start + training, estimates
+    history = fit(pair.model, pair.guide, few, epochs=2, **arguments)
+    step = float(history.seconds[-1]) / math.ceil(len(few) / settings.batch_size)
+    begun = time.perf_counter()
+    fit(pair.model, pair.guide, few, epochs=1, validation=data.validation, **arguments)
+    validation = max(0.0, time.perf_counter() - begun - float(history.seconds[0]))
+    steps = math.ceil(len(data.train) / settings.batch_size)
+    return pair, settings.epochs * (steps * step + validation)
 
 
 def _estimate(
@@ -102,11 +118,8 @@ def _estimate(
     question = one.question
     x = data.split(question.split)
     size = len(x) if question.subset is None else question.subset
-    options = {"seed": question.seed, **question.options}
-    if (samples := question.samples()) is not None:
-        options = {"num_samples": samples, **options}
+    factory, options = question.asked()
     options.pop("compile", None)
-    factory = look_up("estimator", question.estimator, ESTIMATORS)
     many = {k: v for k in STEPWISE if isinstance(v := options.get(k), int) and v > TRIED}
     part = {**options, **dict.fromkeys(many, TRIED)}
     try:

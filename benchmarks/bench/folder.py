@@ -123,6 +123,11 @@ class Folder:
             set_aside(file)
             return None
         if content["status"] == "done":
+            if {one["estimator"] for one in content["estimates"]} != {
+                one.label for one in cell.estimations
+            }:
+                set_aside(file)
+                return None
             for one in content["estimates"]:
                 path = self.path / one["file"]
                 if not path.exists() or sha256(path) != one["sha256"]:

@@ -60,6 +60,7 @@ AXES: dict[str, tuple[str, ...]] = {  # and what an entry's table may hold
 TOP = ("title", "question", "seeds", "training", *AXES, "exclude", "compare", "published", "small")
 SMALL = ("seeds", "training", "scoring", "exclude")
 PUBLISHED = {"value": float, "spread": float, "source": str, **dict.fromkeys(AXES, str)}
+TRAINS = "training"  # what jobs that train are called
 SIDES = ("row", "with")  # of a comparison
 TYPES = {**get_type_hints(Question), **get_type_hints(Settings), "parts": int}
 POSITIVE = ("epochs", "batch_size", "learning_rate", "patience", "clip", "subset", "parts")
@@ -127,13 +128,30 @@ class _Reader:
             compare=self._comparisons(axes),
             published=self._tables("published", PUBLISHED, axes),
             text=self.text,
+            file=str(self.file),
         )
         found = self._smaller(found, small)
         if not self.faults and not list(found.points()):
             self.fault("exclude should leave something of the grid; found nothing left", "exclude")
+        if not self.faults:
+            self._compare(found)
         if self.faults:
             raise StudyError(self.file, self.faults)
         return found
+
+    def _compare(self, study: Study) -> None:
+        """Whether the grid has both rows of every comparison."""
+        grid = [
+            {axis: one.label for axis, one in zip(AXES, (*point, estimator), strict=True)}
+            for point in study.points()
+            for estimator in study.estimators
+        ]
+        for i, one in enumerate(study.compare):
+            mine = [row for row in grid if row.items() >= one["row"].items()]
+            if not any({**row, **one["with"]} in grid for row in mine):
+                self.fault(
+                    "a comparison should name two rows of the grid; found none", "compare", i
+                )
 
     def _smaller(self, study: Study, wanted: bool) -> Study:
         """The study with what [small] says instead."""
@@ -243,6 +261,8 @@ class _Reader:
         tables = self._table(axis)
         if not tables:
             self.fault(f"a study needs at least one [{axis}.LABEL]", axis)
+        if axis == "estimator" and TRAINS in tables:
+            self.fault(f"an estimator cannot be called '{TRAINS}', as trainings are", axis, TRAINS)
         return tuple(self._entry(axis, label) for label in tables)
 
     def _entry(self, axis: str, label: str) -> Entry:
@@ -290,6 +310,8 @@ class _Reader:
                     self.fault(f"a comparison should have labels as '{side}'", "compare", i)
                 elif isinstance(labels, dict):
                     self._known(labels, AXES, "compare", i, side)
+                    if side == "with" and "data" in labels:
+                        self.fault("rows of two data sets are not compared", "compare", i, side)
                     for axis in labels.keys() & AXES.keys():
                         self._labelled(labels[axis], axis, axes, "compare", i, side)
         return tables

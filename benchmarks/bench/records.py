@@ -28,9 +28,11 @@ def join_parts(cell: Cell, index: int, folder: Folder) -> None:
     one = cell.estimations[index]
     whole = folder.evidence(cell, one)
     with folder.lock(f"{cell.training_id}-{whole.stem}"):
-        if one.parts == 1 or readable(whole):  # another runner's work, it may be
-            return
         files = [folder.evidence(cell, one, part) for part in range(one.parts)]
+        if one.parts == 1 or readable(whole):  # another runner's work, it may be
+            for file in files:
+                file.unlink(missing_ok=True)
+            return
         parts = [xr.load_dataset(file, engine="scipy") for file in files]
         joined = xr.concat(parts, "datum", data_vars="minimal", combine_attrs="override")
         told = itertools.chain(*(_made(part.attrs)[1] for part in parts))
@@ -67,6 +69,7 @@ def write_record(
         run: Run | None = folder.trained(cell)
     except ValueError:
         run = None
+    errors = [*errors, *([] if errors else _gone(cell, folder))]
     told = [] if run is None else [f"training: {one}" for one in run.record.get("warnings", ())]
     estimates = []
     for one in cell.estimations:
@@ -93,7 +96,7 @@ def write_record(
         "seed": cell.seed,
         "spec": cell.spec(),
         "status": "failed" if errors else "done",
-        "errors": list(errors),
+        "errors": errors,
         "training": None if run is None else _training(cell, run, folder),
         "estimates": estimates,
         "warnings": list(dict.fromkeys((*told, *warned))),
@@ -104,6 +107,20 @@ def write_record(
     }
     write_json(folder.record(cell), record)
     return record
+
+
+def _gone(cell: Cell, folder: Folder) -> list[dict[str, str]]:
+    """Estimates that were there, and are no more: without them a cell is not done."""
+    return [
+        {
+            "type": "FileNotFoundError",
+            "message": f"{file.name} was gone, or damaged, when the cell was finished",
+            "traceback": "",
+            "where": one.label,
+        }
+        for one in cell.estimations
+        if not readable(file := folder.evidence(cell, one))
+    ]
 
 
 def _training(cell: Cell, run: Run, folder: Folder) -> dict[str, Any]:

@@ -90,8 +90,9 @@ class _Runner:
                 for job, outcome in self._ended():
                     self.running -= 1
                     self._take(job, outcome)
-                if self.running and time.monotonic() - self.said > LONG:
-                    self._tell(self.clock.under_way())
+                if time.monotonic() - self.said > LONG:
+                    held = f"{len(self.later)} jobs are another runner's, which is waited for"
+                    self._tell(self.clock.under_way() if self.running else held)
         if self.stop is not None:
             raise self.stop
         return self.summary
@@ -107,7 +108,10 @@ class _Runner:
 
     def _ended(self) -> list[tuple[Job, Outcome]]:
         if self.running:
-            return self.workers.wait(WAIT)
+            try:
+                return self.workers.wait(WAIT)
+            except ConnectionError as error:
+                raise OSError(self._kept(str(error))) from error
         time.sleep(WAIT)  # until another runner is done with what is left
         return []
 
@@ -227,7 +231,7 @@ def _alike(error: dict[str, str], other: dict[str, str]) -> bool:
 
 
 def _in_line(error: dict[str, str]) -> str:
-    return f"{error['type']}: {error['message'][:200]}"
+    return f"{error['type']}: {' '.join(error['message'].split())[:200]}"
 
 
 def _seconds(record: dict[str, Any]) -> float:

@@ -125,6 +125,7 @@ class Study:
     compare: tuple[dict[str, dict[str, str]], ...] = ()
     published: tuple[dict[str, Any], ...] = ()
     text: str = ""
+    file: str = ""
 
     def points(self) -> Iterator[tuple[Entry, Entry, Entry]]:
         """The grid's (data, model, objective), without what is excluded."""
@@ -148,11 +149,13 @@ class Study:
             **{**given, **where},
         )
 
-    def cells(self, identities: Mapping[str, Mapping[str, str]], **where: Any) -> list[Cell]:
+    def cells(
+        self, identities: Mapping[tuple[str, str], Mapping[str, str]], **where: Any
+    ) -> list[Cell]:
         """All of them, seed by seed, so that a study cut short has something of every row.
 
         Args:
-            identities: by data's labels and factories' names, what settings do not tell of them.
+            identities: by axis and data's label or factory's name, what settings do not tell.
             where: device and data folder.
         """
         found = []
@@ -160,12 +163,18 @@ class Study:
             for point in self.points():
                 data, model, objective = point
                 estimations = tuple(
-                    self._estimation(one, seed, where, identities.get(one.name, {}))
+                    self._estimation(one, seed, where, identities.get(("estimator", one.name), {}))
                     for one in self.estimators
                 )
                 settings = self.settings(*point, seed, **where)
-                named = (data.label, model.name, objective.name, settings.schedule or "")
-                identity = {k: v for name in named for k, v in identities.get(name, {}).items()}
+                named = {
+                    "data": data.label,
+                    "model": model.name,
+                    "objective": objective.name,
+                    "schedule": settings.schedule or "",
+                }
+                parts = [identities.get(one, {}) for one in named.items()]
+                identity = {key: value for part in parts for key, value in part.items()}
                 found.append(
                     Cell(
                         data.label,

@@ -7,6 +7,8 @@ imported everything, which takes a tenth of a second.
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import contextlib
 import logging
 import multiprocessing
@@ -185,6 +187,15 @@ class Cluster:
                 f"in one process get in each other's way; found {max(threads_each)}"
             )
         self._lost = distributed.scheduler.KilledWorker
+        self._gone: tuple[type[BaseException], ...] = (
+            asyncio.CancelledError,
+            concurrent.futures.CancelledError,
+            distributed.comm.core.CommClosedError,
+        )
+
+    @staticmethod
+    def _lost_scheduler() -> ConnectionError:
+        return ConnectionError("the scheduler of the cluster is gone")
 
     @property
     def size(self) -> int:
@@ -211,6 +222,8 @@ class Cluster:
             ).done
         except TimeoutError:
             return []
+        except self._gone as error:
+            raise self._lost_scheduler() from error
         ended = []
         for future in done:
             job = self._futures.pop(future)
@@ -226,6 +239,8 @@ class Cluster:
                         "where": job.where,
                     },
                 )
+            except self._gone as error:
+                raise self._lost_scheduler() from error
             ended.append((job, outcome))
         return ended
 

@@ -16,10 +16,14 @@ from torch import Tensor
 
 from ...inference import (
     AnnealedImportanceSampling,
+    MonteCarloObjective,
     RefinedImportanceSampling,
+    bounds,
+    gradient_statistics,
     inference_gaps,
     log_joint,
 )
+from ...inference import gradients as rules
 from ...models import LinearGaussianVAE
 from .toys import digits, mean_and_error, trained
 from .verdict import Verdict, above, exactly, near
@@ -116,4 +120,38 @@ def gradients() -> list[Verdict]:
             ratios[10] > 2 * ratios[1] > 10,
         )
     )
+    return found + _rules()
+
+
+def _rules() -> list[Verdict]:
+    r"""The same of objectives: q = N(μ, 1) and p(z) = N(0, 1), so that -ELBO's gradient is μ = 1.
+
+    By the path it is :math:`z`, of variance 1.
+    """
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(x.new_zeros(1), 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        loc = pyro.param("loc", x.new_ones(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+    found, spreads = [], {}
+    repeats = 2000
+    x = torch.zeros(1, 1, dtype=torch.float64)
+    both = (rules.Pathwise(), rules.ScoreFunction(everywhere=True))
+    with pyro.get_param_store().scope():
+        for rule in both:
+            objective = MonteCarloObjective(bounds.ELBO(), rule, 1)
+            told = gradient_statistics(objective, model, guide, x, repeats=repeats)
+            mean, spreads[rule] = float(told["mean"].item()), float(told["std"].item())
+            name = type(rule).__name__
+            found.append(near(f"{name}: gradient", mean, spreads[rule] / repeats**0.5, 1.0))
+    path, score = (spreads[rule] ** 2 for rule in both)
+    error = (2 / repeats) ** 0.5  # of a normal's variance
+    found.append(near("Pathwise: its variance", path, error, 1.0))
+    found.append(Verdict("ScoreFunction: its variance", "above 1", f"{score:.3g}", score > 1.2))
     return found

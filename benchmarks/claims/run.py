@@ -25,7 +25,7 @@ CLAIMS = (
     Claim(
         "prior-variance",
         "averaging p(x|z) over the prior has a huge variance",
-        "inference/evidence/importance.py",
+        "inference/weights.py",
         monte_carlo.prior_variance,
     ),
     Claim(
@@ -37,7 +37,7 @@ CLAIMS = (
     Claim(
         "bounds",
         "the ELBO is a lower bound; more samples tighten it as 1/K",
-        "inference/objectives/bounds.py",
+        "inference/evidence/importance.py",
         monte_carlo.bounds,
     ),
     Claim(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..factories import resolve
 from ..options import accepts
-from .dataset import BINARISATION_SEED, SPLITS, Dataset, DatasetError
+from .dataset import BINARISATION_SEED, SPLITS, Dataset, DatasetError, check_finite
 
 
 def load_custom(path: str, folder: str | Path | None = None) -> Dataset:
@@ -54,6 +54,8 @@ def _split(path: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             f"'{path}': one tensor is split in three and needs at least 3 rows, "
             f"found shape {tuple(x.shape)}."
         )
+    if x.ndim > 1:
+        check_finite(f"'{path}': the tensor", x)  # while its rows are those that the user knows
     held_out = max(1, total // 10)
     order = torch.from_numpy(np.random.RandomState(BINARISATION_SEED).permutation(total))
     shuffled = x[order.to(x.device)]

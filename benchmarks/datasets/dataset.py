@@ -203,7 +203,12 @@ def _check(what: str, x: Tensor, train: Tensor, shape: tuple[int, ...]) -> None:
             f"{what} should be of shape (N, {math.prod(shape)}), one row of {shape} per datum; "
             f"found {tuple(x.shape)}."
         )
-    rows = x.isfinite().all(dim=1)
+    check_finite(what, x)
+
+
+def check_finite(what: str, x: Tensor) -> None:
+    """Raise a DatasetError that names the first row of x that holds NaN or infinity."""
+    rows = x.isfinite().flatten(1).all(dim=1)
     if not bool(rows.all()):
         row = int(rows.int().argmin())
         raise DatasetError(

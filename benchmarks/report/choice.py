@@ -79,9 +79,13 @@ def _value(row: Row) -> float:
 
 def compared(results: Results) -> list[tuple[Row, Row]]:
     """Which rows are compared: each with the first of its data and estimator; of a single model,
-    each estimator with the one most to be believed; and those that the study names."""
-    usual = _usual(results.rows)
-    return usual + [pair for pair in _named(results) if pair not in usual]
+    each estimator with the one most to be believed; and those that the study names. Of an upper
+    bound the higher is not the better: it is not among them."""
+    found = _usual([row for row in results.rows if row.direction != "upper"])
+    for row, other in _named(results):
+        if (row, other) not in found and (other, row) not in found:
+            found.append((row, other))
+    return found
 
 
 def _named(results: Results) -> list[tuple[Row, Row]]:
@@ -94,7 +98,8 @@ def _named(results: Results) -> list[tuple[Row, Row]]:
             if here.items() >= one["row"].items():
                 there = {**here, **one["with"]}
                 other = rows.get(tuple(there[axis] for axis in AXES))
-                if other is not None and other is not row:
+                upper = other is not None and "upper" in (row.direction, other.direction)
+                if other is not None and other is not row and not upper:
                     found.append((row, other))
     return found
 

@@ -8,7 +8,7 @@ from typing import Any
 from .choice import believed, compared, name_of, published, trusted
 from .gaps import gaps
 from .rows import Results, Row
-from .statistics import combined, difference, score, unpaired
+from .statistics import Score, combined, difference, score, unpaired
 from .tables import Cell, Table, chance, number, percent, seconds, words
 
 
@@ -32,7 +32,7 @@ SCORES = [
     ("± test set", "error from the finite number of data; a dash where there is one"),
     ("± seed", "error from training anew; a dash where there is one seed"),
     ("± binarisation", "error from having drawn the bits once; one draw cannot tell"),
-    ("k̂ or R̂ too high", "share of data whose estimate nothing vouches for"),
+    ("k̂ or R̂ too high", "share of data whose estimate nothing vouches for, unknown ones included"),
     ("side", "of log p(x), in expectation"),
     ("ELBO", "mean log-weight of the same samples"),
     ("gap", "log p(x) less the ELBO"),
@@ -40,7 +40,11 @@ SCORES = [
     ("data N", "scored data"),
     ("published", "log p(x), with its error where it is known"),
     ("distance", "ours less the published number"),
-    ("± distance", "Monte Carlo, seed and the published number's own error, as far as known"),
+    (
+        "± distance",
+        "Monte Carlo, seed, the published number's own and, of a part of the test set, "
+        "the error by data, as far as known",
+    ),
     ("seconds", "of the estimate, all seeds"),
 ]
 
@@ -65,7 +69,7 @@ def _scored(results: Results, row: Row, best: bool) -> tuple[Cell, ...]:
         number(found.data),
         number(found.seed, 3),
         Cell("one draw", math.inf) if drawn else number(math.nan),
-        percent(found.unreliable),
+        doubts(found),
         words(side),
         number(found.elbo),
         number(found.value - found.elbo) if math.isfinite(found.value) else number(math.nan),
@@ -74,6 +78,11 @@ def _scored(results: Results, row: Row, best: bool) -> tuple[Cell, ...]:
         *_published(results, row),
         seconds(sum(run.seconds for run in row.runs)),
     )
+
+
+def doubts(found: Score) -> Cell:
+    """The share of data that k̂ or R̂ speaks against; where they are known of none, that."""
+    return percent(found.unreliable) if found.undiagnosed < 1 else Cell("unknown", 1.0)
 
 
 def _published(results: Results, row: Row) -> tuple[Cell, Cell, Cell]:
@@ -90,10 +99,12 @@ def _published(results: Results, row: Row) -> tuple[Cell, Cell, Cell]:
 def distance(row: Row, known: dict[str, Any]) -> tuple[float, float, float]:
     """The published number, ours less it, and the error of that: ours and the published one's.
 
-    The error by data is left out: both numbers are of the same test set.
+    The error by data is left out where both numbers are of the same test set, all of it.
     """
     found, value = score(row), float(known["value"])
-    return value, found.value - value, combined(found.own, float(known.get("spread", math.nan)))
+    by_data = math.nan if row.runs[0].whole else found.data
+    spread = float(known.get("spread", math.nan))
+    return value, found.value - value, combined(found.own, spread, by_data)
 
 
 def _empty(results: Results) -> list[str]:

@@ -138,7 +138,10 @@ def tails(results: Results) -> Drawn | None:
             khat = np.sort(khat[np.isfinite(khat)])
             share = np.arange(1, len(khat) + 1) / len(khat)
             name = name_of(row, rows)
-            axes.step(khat, share, where="post", color=colour[name], label=short(name), lw=1.4)
+            style = {"color": colour[name], "label": short(name)}
+            if len(khat) == 1:
+                axes.plot(khat, share, "o", **style)
+            axes.step(khat, share, where="post", lw=1.4, **style if len(khat) > 1 else {})
         for limit, its in _thresholds(rows).items():
             only = len(_thresholds(rows)) == 1 or len(its) > 1
             ink = INK if only else colour[name_of(its[0], rows)]
@@ -146,6 +149,7 @@ def tails(results: Results) -> Drawn | None:
             counts = {row.runs[0].num_samples for row in its}
             of = f" (K = {counts.pop():,})" if len(counts) == 1 else ""
             axes.text(limit, 0.01, f" {limit:.2f}{of}", color=ink, ha="left", fontsize=8)
+        axes.set_ylim(-0.05, 1.05)
         axes.set_xlabel("k̂ of a datum")
         axes.set_ylabel("share of the data at or below")
         axes.grid(alpha=0.25)

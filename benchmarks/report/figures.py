@@ -11,7 +11,7 @@ import numpy as np
 from .choice import label, name_of
 from .doubt import budgets, costs, sandwiches, tails
 from .drawing import Drawn, colours, short
-from .rows import Array, Curve, Point, Results
+from .rows import Array, Curve, Point, Results, Row, same_data
 from .statistics import score
 
 SIDES = {"lower": ">", "upper": "<", "consistent": "o", "lower and upper": "D"}
@@ -35,6 +35,14 @@ def _scores(results: Results) -> Drawn | None:
     if not any(math.isfinite(score(row).value) for row in rows):
         return None
 
+    held_out = [row.runs[0] for row in rows if not row.simulated] or [rows[0].runs[0]]
+    widest = max(held_out, key=lambda run: len(run.datum))
+
+    def _part(row: Row) -> str:
+        """Of how many data a row is, where they are not those of the others."""
+        run = row.runs[0]
+        return "" if row.simulated or same_data(run, widest) else f" ({len(run.datum):,} data)"
+
     def draw(figure: Any) -> None:
         axes = figure.subplots()
         by_point = len(results.points) > 1
@@ -52,16 +60,20 @@ def _scores(results: Results) -> Drawn | None:
             axes.errorbar(found.value, y, xerr=error, fmt=style, color=here, ms=7, capsize=3)
             for run in row.runs:
                 axes.plot(run.log_evidence.mean(), y, "|", color=here, alpha=0.5, ms=9)
-        axes.set_yticks(range(len(rows)), [short(name_of(row, rows)) for row in rows])
+        axes.set_yticks(range(len(rows)), [short(name_of(row, rows)) + _part(row) for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel("mean log p(x), nats per datum")
         axes.grid(alpha=0.25, axis="x")
 
+    alike = all(row.simulated or same_data(row.runs[0], widest) for row in rows)
+    shared = ", which all rows share," if alike else ""
     caption = (
         "log p(x) of every row. Bars: the larger of the errors by seed and by Monte Carlo; ticks: "
-        "seeds. The error by data, which all rows share, is left out. ▷ low in expectation, ◁ "
-        "high, ○ on no known side, ◇ both sides known."
+        f"seeds. The error by data{shared} is left out. ▷ low in expectation, ◁ high, ○ on no "
+        "known side, ◇ both sides known."
     )
+    if not alike:
+        caption += " Rows of other data, with their number, are not to be compared with the rest."
     return Drawn("scores", caption, (8, 1.2 + 0.32 * len(rows)), draw)
 
 

@@ -48,7 +48,7 @@ def _gaps(results: Results, refined: Row) -> tuple[Cell, ...]:
         *map(words, refined.point),
         words(refined.estimator),
         words(best.estimator),
-        percent(found.unreliable),
+        percent(found.unreliable) if found.undiagnosed < 1 else words("unknown"),
         number(float(approximation.mean())),
         number(error),
         number(float(amortisation.mean())),
@@ -63,12 +63,14 @@ def _best(results: Results, refined: Row) -> Row:
         row
         for row in results.rows
         if row.point == refined.point
-        and row.direction in ("lower", "consistent")
         and trusted(row)
         and [run.seed for run in row.runs] == seeds
         and same_data(row.runs[0], refined.runs[0])
     ]
-    return max(others, key=lambda row: score(row).value, default=refined)
+    for side in ("lower", "consistent"):  # which may be above log p(x), and make gaps of noise
+        if found := [row for row in others if row.direction == side]:
+            return max(found, key=lambda row: score(row).value)
+    return refined
 
 
 def _over_seeds(row: Row, name: str) -> Array:

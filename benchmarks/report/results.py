@@ -204,6 +204,7 @@ def _read_estimate(folder: Path, seed: int, one: dict[str, Any]) -> Estimated:
         guide_elbo=column("guide_elbo"),
         split=str(data.attrs.get("split", "")),
         fingerprint=str(data.attrs.get("fingerprint", "")),
+        whole=int(data.attrs.get("subset", -1)) < 0,
     )
 
 

@@ -47,6 +47,7 @@ class Estimated:
     guide_elbo: Array | None = None
     split: str = ""
     fingerprint: str = ""
+    whole: bool = True  # whether all data of the split are asked for
 
     @property
     def unreliable(self) -> npt.NDArray[np.bool_]:
@@ -55,6 +56,12 @@ class Estimated:
         if self.rhat is not None:
             return (bad & ~np.isnan(self.khat)) | ~(self.rhat < RELIABLE_RHAT)
         return bad
+
+    @property
+    def undiagnosed(self) -> npt.NDArray[np.bool_]:
+        """Where neither k̂ nor R̂ is known."""
+        unknown: npt.NDArray[np.bool_] = np.isnan(self.khat)
+        return unknown if self.rhat is None else unknown & np.isnan(self.rhat)
 
     def of(self, datum: Indices) -> Estimated:
         """Its part that is of these data."""

@@ -38,14 +38,15 @@ class Score:
     seed: float
     elbo: float
     unreliable: float
+    undiagnosed: float
     num_seeds: int
     num_data: int
 
     @property
     def own(self) -> float:
-        """Monte Carlo and seed together, of what is known: how far a second study of the same
-        data would be."""
-        return combined(self.monte_carlo, self.seed)
+        """How far a second study of the same data would be: the error by seed, which holds the
+        Monte Carlo noise too, but of few seeds may be small by chance; at least that noise."""
+        return float(np.fmax(self.monte_carlo, self.seed))
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def score(row: Row) -> Score:
             seed=standard_error(values.mean(1)),
             elbo=float(np.mean([run.elbo.mean() for run in row.runs])),
             unreliable=float(np.mean([run.unreliable.mean() for run in row.runs])),
+            undiagnosed=float(np.mean([run.undiagnosed.mean() for run in row.runs])),
             num_seeds=seeds,
             num_data=size,
         )

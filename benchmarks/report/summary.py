@@ -71,13 +71,17 @@ def _higher(results: Results) -> list[str]:
     rows = _above(results)
     if not rows:
         return []
-    named = [f"{name_of(row, results.rows)} ({score(row).value:.3f})" for row in rows[:6]]
+    named = [f"{name_of(row, results.rows)} ({_doubtful(score(row))})" for row in rows[:6]]
     more = f" and {len(rows) - 6} more" if len(rows) > 6 else ""
     return [
         f"Higher, but not to be relied on, with k̂ or R̂ too high or unknown for {DOUBTED:.0%} of "
         f"the data or more: {', '.join(named)}{more}. With more samples, or a better guide, they "
         "may well turn out the best."
     ]
+
+
+def _doubtful(found: Score) -> str:
+    return f"{found.value:.3f}{', k̂ unknown' if found.undiagnosed == 1 else ''}"
 
 
 def _above(results: Results) -> list[Row]:
@@ -173,6 +177,7 @@ def _from_published(results: Results, row: Row) -> list[str]:
     counted = ["Monte Carlo"] if not math.isnan(score(row).monte_carlo) else []
     counted += ["seeds"] if not math.isnan(score(row).seed) else []
     counted += ["the published spread"] if spread else []
+    counted += ["data"] if not (row.runs[0].whole or math.isnan(score(row).data)) else []
     told = f" ± {error:.2f} ({', '.join(counted)})" if counted else ""
     source = f" ({known['source']})" if "source" in known else ""
     return [
@@ -199,5 +204,5 @@ def state(results: Results) -> str:
     if results.failed:
         parts.append(f"{len(results.failed)} have failed")
     if left := results.total - len(results.records):
-        parts.append(f"{left} are not finished, or damaged")
+        parts.append(f"{left} are not finished{', or damaged' if results.damaged else ''}")
     return ", ".join(parts) + "."

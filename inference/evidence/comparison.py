@@ -134,7 +134,7 @@ class EvidenceComparison:
         reason = doubt(self.estimates[best])
         lines.append(
             f"believe {best}: {mean.value:.2f} ± {mean.monte_carlo_stderr:.2f}, a lower bound that "
-            f"no other exceeds{f', though {reason}' if reason else ''}"
+            f"no other exceeds by three errors{f', though {reason}' if reason else ''}"
         )
         for name in self.side("lower"):
             if name != best and (off := self.difference(best, name)).exceeds(_SIGNIFICANT):
