@@ -18,16 +18,16 @@ def concerns(category: type[Warning]) -> bool:
 
 
 @contextmanager
-def heard() -> Iterator[list[str]]:
-    """Gathers the warnings about the numbers, each once; all are shown as ever.
+def heard(told: list[str]) -> Iterator[None]:
+    """Adds the warnings about the numbers to a list, each once; all are shown as ever.
 
-    >>> with warnings.catch_warnings(record=True), heard() as told:
+    >>> told = []
+    >>> with warnings.catch_warnings(record=True), heard(told):
     ...     warnings.simplefilter("always")
     ...     warnings.warn("the latent has collapsed")
     >>> told
     ['the latent has collapsed']
     """
-    told: list[str] = []
     with warnings.catch_warnings():
         show = warnings.showwarning
 
@@ -37,4 +37,4 @@ def heard() -> Iterator[list[str]]:
             show(message, category, *where, **more)
 
         warnings.showwarning = listen
-        yield told
+        yield

@@ -161,7 +161,8 @@ def evidence(
     x = dataset.split(question.split)[rows]
     start = time.perf_counter()
     ambient = forked(device or torch.device("cpu"), seed)  # for estimators without a seed
-    with heard() as told, pair.evaluating(), ambient:
+    told: list[str] = []
+    with heard(told), pair.evaluating(), ambient:
         estimate = estimator(pair.model, pair.guide, x)
     seconds = time.perf_counter() - start
     if not isinstance(estimate, Estimate | Sandwich):

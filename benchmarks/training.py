@@ -262,10 +262,12 @@ def _fit(
     progress: bool,
     group: ProcessGroup | None,
 ) -> Trained:
+    told = list(run.record.get("warnings", ()))
     try:
-        with heard() as told:
+        with heard(told):
             history = _call_fit(run, dataset, pair, run.settings.epochs, resume, progress, group)
     except TrainingInterrupted as stop:
+        run.write(warnings=told)
         what = str(stop).partition("; to go on")[0]
         raise Stopped(f"{what}\n{go_on(run)}", 128 + stop.signal) from stop
     if not run.writes:

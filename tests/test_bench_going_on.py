@@ -17,7 +17,8 @@ from pyrovae.benchmarks.bench.command import preview
 from pyrovae.benchmarks.bench.folder import Folder, readable, set_aside
 from pyrovae.benchmarks.bench.runner import run_study
 from pyrovae.benchmarks.bench.workers import Processes
-from pyrovae.benchmarks.training import Stopped
+from pyrovae.benchmarks.runs import Settings, open_run
+from pyrovae.benchmarks.training import Stopped, resume, train
 
 
 @pytest.fixture
@@ -316,3 +317,16 @@ def test_a_forecast_of_a_retry_counts_what_has_failed(study) -> None:
         preview(Bench(str(one.file), one.path / "out", retry=retry, processes=1), said.append)
         assert said[1].count(words) == 1
     assert "will fail: points, raising, ELBO: training: RuntimeError: this model is out" in said[2]
+
+
+def test_warnings_before_a_stop_stay_with_the_training(tmp_path: Path) -> None:
+    settings = Settings(
+        data="study_toys:data",
+        model="study_toys:warned_and_stopped",
+        options={"told": str(tmp_path / "told")},
+        epochs=2,
+    )
+    with pytest.warns(RuntimeWarning, match="seen before"), pytest.raises(Stopped):
+        train(settings, tmp_path / "run", progress=False)
+    resume(open_run(tmp_path / "run"), progress=False)
+    assert open_run(tmp_path / "run").record["warnings"] == ["seen before the stop"]
