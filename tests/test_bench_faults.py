@@ -168,7 +168,7 @@ def test_a_failed_estimate_keeps_the_training_and_the_other_estimates(study) -> 
 
 
 def test_a_killed_runner_loses_nothing_that_is_finished(study) -> None:
-    one = study(model("slow", '{told = "steps.txt", seconds = 0.1}'))
+    one = study(model("slow", '{told = "steps.txt", seconds = 0.3}'))
     one.file.write_text(one.file.read_text().replace("[0, 1]", "[0, 1, 2, 3]"))
     process = one.start()
     try:
@@ -185,6 +185,7 @@ def test_a_killed_runner_loses_nothing_that_is_finished(study) -> None:
         return one.count("steps.txt") == steps
 
     one.until(still)
+    assert one.count("steps.txt") < 3 * EPOCHS * STEPS, "what was under way has not been finished"
     assert not one.run()
     assert status(one.records()) == {f"slow {seed}": "done" for seed in range(4)}
     after = one.files()

@@ -61,6 +61,11 @@ def test_the_smaller_schedule(tmp_path: Path) -> None:
     assert [cell.settings.epochs for cell in both.cells({})] == [2, 2]  # an entry's own, too
 
 
+def test_what_is_compared_may_be_left_out(tmp_path: Path) -> None:
+    named = '[[compare]]\nrow = {model = "long"}\nwith = {model = "normal"}\n'
+    assert [cell.model for cell in read(tmp_path, STUDY + named).cells({})] == ["normal"]
+
+
 def test_it_is_not_there_unasked(tmp_path: Path) -> None:
     study = read(tmp_path, small=False)
     assert study.name == "study"

@@ -32,12 +32,9 @@ import tomllib
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
-from ..runs import Settings
-from ..scoring import Question
-from .lines import Lines
+from .fields import Fields, fits, line_of
 from .study import Entry, Study, StudyError
 
 TRAINING = (
@@ -62,9 +59,6 @@ SMALL = ("seeds", "training", "scoring", "exclude")
 PUBLISHED = {"value": float, "spread": float, "source": str, **dict.fromkeys(AXES, str)}
 TRAINS = "training"  # what jobs that train are called
 SIDES = ("row", "with")  # of a comparison
-TYPES = {**get_type_hints(Question), **get_type_hints(Settings), "parts": int}
-POSITIVE = ("epochs", "batch_size", "learning_rate", "patience", "clip", "subset", "parts")
-COUNTED = ("warm_up", "subset_seed", "seed")
 
 
 def shipped() -> dict[str, Path]:
@@ -94,32 +88,24 @@ def read_study(path: str | Path, small: bool = False) -> Study:
     try:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise StudyError(file, [(_line_of(error, text), f"no TOML: {error}")]) from error
+        raise StudyError(file, [(line_of(error, text), f"no TOML: {error}")]) from error
     return _Reader(file, text, content).study(small)
 
 
-class _Reader:
-    """The content of a file turned into a study, faults gathered on the way."""
-
-    def __init__(self, file: Path, text: str, content: dict[str, Any]) -> None:
-        self.file, self.text, self.content = file, text, content
-        self.lines = Lines(text)
-        self.faults: list[tuple[int, str]] = []
-
-    def fault(self, what: str, *path: Any) -> None:
-        self.faults.append((self.lines.find(*path), what))
+class _Reader(Fields):
+    """The content of a file turned into a study."""
 
     def study(self, small: bool) -> Study:
-        self._known(self.content, TOP)
+        self.known(self.content, TOP)
         axes = {axis: self._axis(axis) for axis in AXES}
-        title = self._value(self.content, "title", str, (), self.file.stem)
-        question = self._value(self.content, "question", str, (), "")
+        title = self.value(self.content, "title", str, (), self.file.stem)
+        question = self.value(self.content, "question", str, (), "")
         found = Study(
             name=self.file.stem,
             title=title,
             question=question,
             seeds=self._seeds(),
-            training=self._settings(self._table("training"), TRAINING, ("training",)),
+            training=self.settings(self.table("training"), TRAINING, ("training",)),
             data=axes["data"],
             models=axes["model"],
             objectives=axes["objective"],
@@ -130,11 +116,11 @@ class _Reader:
             text=self.text,
             file=str(self.file),
         )
+        if not self.faults:
+            self._compare(found)
         found = self._smaller(found, small)
         if not self.faults and not list(found.points()):
             self.fault("exclude should leave something of the grid; found nothing left", "exclude")
-        if not self.faults:
-            self._compare(found)
         if self.faults:
             raise StudyError(self.file, self.faults)
         return found
@@ -155,12 +141,12 @@ class _Reader:
 
     def _smaller(self, study: Study, wanted: bool) -> Study:
         """The study with what [small] says instead."""
-        table, path = self._table("small"), ("small",)
-        self._known(table, SMALL, *path)
-        training = self._value(table, "training", dict, path, {})
-        scoring = self._value(table, "scoring", dict, path, {})
+        table, path = self.table("small"), ("small",)
+        self.known(table, SMALL, *path)
+        training = self.value(table, "training", dict, path, {})
+        scoring = self.value(table, "scoring", dict, path, {})
         axes = {"data": study.data, "model": study.models, "objective": study.objectives}
-        settings = self._settings(training, TRAINING, ("small", "training"))
+        settings = self.settings(training, TRAINING, ("small", "training"))
 
         def trained(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
             own = ({k: v for k, v in settings.items() if k in one.settings} for one in entries)
@@ -191,40 +177,15 @@ class _Reader:
         return smaller
 
     def _scored(self, estimators: tuple[Entry, ...], scoring: dict[str, Any]) -> tuple[Entry, ...]:
-        settings = self._settings(scoring, (*SCORING, "parts"), ("small", "scoring"))
+        settings = self.settings(scoring, (*SCORING, "parts"), ("small", "scoring"))
         return tuple(replace(one, settings={**one.settings, **settings}) for one in estimators)
 
-    def _known(self, table: dict[str, Any], names: Any, *path: Any) -> None:
-        for key in table:
-            if key not in names:
-                self.fault(f"unknown key '{key}'; there are {', '.join(names)}", *path, key)
-
-    def _table(self, *path: Any) -> dict[str, Any]:
-        found: Any = self.content
-        for key in path:
-            found = found.get(key, {})
-        if isinstance(found, dict):
-            return found
-        self.fault(f"'{path[-1]}' should be a table; found {found!r:.40}", *path)
-        return {}
-
-    def _value(
-        self, table: dict[str, Any], key: str, kind: Any, path: tuple[Any, ...], default: Any
-    ) -> Any:
-        if key not in table:
-            return default
-        if _fits(table[key], kind):
-            return table[key]
-        wanted = getattr(kind, "__name__", str(kind))
-        self.fault(f"{key} should be of type {wanted}; found {table[key]!r:.60}", *path, key)
-        return default
-
     def _seeds(self, *path: str) -> tuple[int, ...]:
-        seeds = self._table(*path).get("seeds", [0])
+        seeds = self.table(*path).get("seeds", [0])
         if (
             not isinstance(seeds, list)
             or not seeds
-            or not all(_fits(seed, int) and 0 <= seed < 2**32 for seed in seeds)
+            or not all(fits(seed, int) and 0 <= seed < 2**32 for seed in seeds)
             or len(set(seeds)) < len(seeds)
         ):
             self.fault(
@@ -236,29 +197,8 @@ class _Reader:
             return (0,)
         return tuple(seeds)
 
-    def _settings(
-        self,
-        table: dict[str, Any],
-        names: tuple[str, ...],
-        path: tuple[Any, ...],
-        known: tuple[str, ...] = (),
-    ) -> dict[str, Any]:
-        """Settings of these names in a table, which may hold others that are ``known``."""
-        self._known(table, known or names, *path)
-        found = {}
-        for key in table:
-            if key in names:
-                value = self._value(table, key, TYPES[key], path, None)
-                if value is not None:
-                    if key in POSITIVE and value <= 0:
-                        self.fault(f"{key} should be more than 0; found {value!r}", *path, key)
-                    if key in COUNTED and value < 0:
-                        self.fault(f"{key} should be at least 0; found {value!r}", *path, key)
-                    found[key] = value
-        return found
-
     def _axis(self, axis: str) -> tuple[Entry, ...]:
-        tables = self._table(axis)
+        tables = self.table(axis)
         if not tables:
             self.fault(f"a study needs at least one [{axis}.LABEL]", axis)
         if axis == "estimator" and TRAINS in tables:
@@ -266,27 +206,27 @@ class _Reader:
         return tuple(self._entry(axis, label) for label in tables)
 
     def _entry(self, axis: str, label: str) -> Entry:
-        path, table = (axis, label), dict(self._table(axis, label))
-        name = self._value(table, "name", str, path, label)
-        options = self._value(table, "options", dict, path, {})
+        path, table = (axis, label), dict(self.table(axis, label))
+        name = self.value(table, "name", str, path, label)
+        options = self.value(table, "options", dict, path, {})
         names = tuple(key for key in AXES[axis] if key not in ("name", "options", "training"))
-        own = self._settings(table, names, path, AXES[axis])
-        training = self._value(table, "training", dict, path, {})
-        trained = self._settings(training, TRAINING, (*path, "training"))
+        own = self.settings(table, names, path, AXES[axis])
+        training = self.value(table, "training", dict, path, {})
+        trained = self.settings(training, TRAINING, (*path, "training"))
         return Entry(label, name, options, {**own, **trained})
 
     def _tables(
         self, key: str, kinds: dict[str, Any], axes: dict[str, tuple[Entry, ...]], *path: str
     ) -> tuple[dict[str, Any], ...]:
         """The tables of an array, whose entries name labels of the axes."""
-        tables = self._table(*path).get(key, [])
+        tables = self.table(*path).get(key, [])
         if not isinstance(tables, list) or not all(isinstance(one, dict) for one in tables):
             self.fault(f"'{key}' should be an array of tables, [[{key}]]", *path, key)
             return ()
         for i, table in enumerate(tables):
-            self._known(table, kinds, *path, key, i)
+            self.known(table, kinds, *path, key, i)
             for name in table.keys() & kinds.keys():
-                value = self._value(table, name, kinds[name], (*path, key, i), None)
+                value = self.value(table, name, kinds[name], (*path, key, i), None)
                 if name in axes and value is not None:
                     self._labelled(value, name, axes, *path, key, i, name)
             if key == "published" and "value" not in table:
@@ -309,26 +249,9 @@ class _Reader:
                 if not labels:
                     self.fault(f"a comparison should have labels as '{side}'", "compare", i)
                 elif isinstance(labels, dict):
-                    self._known(labels, AXES, "compare", i, side)
+                    self.known(labels, AXES, "compare", i, side)
                     if side == "with" and "data" in labels:
                         self.fault("rows of two data sets are not compared", "compare", i, side)
                     for axis in labels.keys() & AXES.keys():
                         self._labelled(labels[axis], axis, axes, "compare", i, side)
         return tables
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a TOML value is of a type; a whole number is a number, a truth value is none."""
-    if isinstance(kind, UnionType):
-        return any(_fits(value, one) for one in get_args(kind))
-    kind = get_origin(kind) or kind
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, kind) or (kind is float and isinstance(value, int))
-
-
-def _line_of(error: tomllib.TOMLDecodeError, text: str) -> int:
-    """The line that the parser names in its message; of an end that came too soon, the last."""
-    _, found, rest = str(error).partition("line ")
-    digits = rest.partition(",")[0]
-    return int(digits) if found and digits.isdigit() else text.count("\n") + 1
