@@ -3,7 +3,8 @@
     settings -> data and model -> estimator -> Estimate -> evidence-*.nc
 
 The file is an `xarray.Dataset` over ``datum`` (rows of the split) in the classic netCDF format,
-which SciPy alone can write and read, with everything that the numbers depend on in its attributes.
+which SciPy alone can write and read, with everything that the numbers depend on in its attributes,
+and what they took (``seconds``) and were warned of (``warnings``).
 """
 
 from __future__ import annotations

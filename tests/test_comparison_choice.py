@@ -13,8 +13,6 @@ from pyrovae.inference import Estimate, compare_evidence
 SIZE = 25  # a mean's error is a fifth of a datum's
 DATA = torch.linspace(-120, -80, SIZE, dtype=torch.float64)
 
-BY = " by three errors"
-
 
 def made(value, error=0.002, direction="lower", khat=0.2, evaluations=100, seconds=1.0):
     """An estimate that lies ``value`` above -100 in the mean, with this error of the mean."""
@@ -55,7 +53,8 @@ def test_a_precise_bound_is_believed_before_one_that_is_higher_by_chance():
     assert believed(noisy=noisy, precise=precise) == "precise"
     comparison = compare_evidence(noisy=noisy, precise=precise)
     (line,) = sentences(comparison, "precise")
-    assert line == f"believe precise: -100.00 ± 0.00, a lower bound that no other exceeds{BY}"
+    assert line.startswith("believe precise: -100.00 ± 0.00, a lower bound that no other")
+    assert line.endswith("exceeds by three errors")
     assert not sentences(comparison, "noisy")  # it is not called low, nor anything else
     assert "+0.100 ± 0.060" in str(comparison)  # the table shows it above all the same
 
@@ -67,7 +66,8 @@ def test_a_bound_that_is_higher_by_more_than_its_noise_is_believed():
     (line,) = sentences(comparison, "precise")
     assert line.startswith("precise is low by 0.40 ± 0.06 or more: no diagnosis of its own")
     (line,) = sentences(comparison, "noisy")
-    assert line == f"believe noisy: -99.60 ± 0.06, a lower bound that no other exceeds{BY}"
+    assert line.startswith("believe noisy: -99.60 ± 0.06, a lower bound that no other")
+    assert line.endswith("exceeds by three errors")
 
 
 @pytest.mark.parametrize(("errors", "best"), [(2.9, "precise"), (3.1, "noisy")])

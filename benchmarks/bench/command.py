@@ -73,11 +73,15 @@ def preview(asked: Bench, say: Callable[[str], None] = print) -> None:
     study, cells = asked.read()
     folder = asked.folder(study)
     expected = forecast(cells)
-    todo = [one for one in expected if not _there(one.cell, folder, asked.retry)]
-    rows = []
+    rows: list[tuple[str, ...]] = []
+    fails: dict[str, None] = {}  # of seeds that are alike, once
+    left = 0.0
     for one in expected:
         cell = one.cell
-        there = one not in todo
+        there = _there(cell, folder, asked.retry)
+        left += 0.0 if there else one.seconds
+        for why in one.fails:
+            fails[f"{cell.data}, {cell.model}, {cell.objective}: {why}"] = None
         rows.append(
             (
                 cell.id,
@@ -93,14 +97,8 @@ def preview(asked: Bench, say: Callable[[str], None] = print) -> None:
     headers = ("cell", "data", "model", "objective", "seed", "training", "estimates", "state")
     say(f"{study.title}: {_count(cells)}")
     say(table(headers, rows, left=(0, 1, 2, 3, 7)))
-    for fault in dict.fromkeys(
-        f"{', '.join((cell.data, cell.model, cell.objective))}: {why}"
-        for one in expected
-        for cell in (one.cell,)
-        for why in one.fails
-    ):
+    for fault in fails:
         say(f"will fail: {fault}")
-    left = sum(one.seconds for one in todo)
     size = asked.processes or asked.workers or default_size()
     say(f"to do: at most about {in_words(left)} of one core; {in_words(left / size)} with {size}")
 

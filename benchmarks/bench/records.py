@@ -26,10 +26,12 @@ def join_parts(cell: Cell, index: int, folder: Folder) -> None:
         FileNotFoundError: a part is missing.
     """
     one = cell.estimations[index]
+    if one.parts == 1:
+        return
     whole = folder.evidence(cell, one)
     with folder.lock(f"{cell.training_id}-{whole.stem}"):
         files = [folder.evidence(cell, one, part) for part in range(one.parts)]
-        if one.parts == 1 or readable(whole):  # another runner's work, it may be
+        if readable(whole):  # another runner's work, it may be
             for file in files:
                 file.unlink(missing_ok=True)
             return

@@ -81,25 +81,25 @@ def compared(results: Results) -> list[tuple[Row, Row]]:
     """Which rows are compared: each with the first of its data and estimator; of a single model,
     each estimator with the one most to be believed; and those that the study names. Of an upper
     bound the higher is not the better: it is not among them."""
-    found = _usual([row for row in results.rows if row.direction != "upper"])
-    for row, other in _named(results):
+    rows = [row for row in results.rows if row.direction != "upper"]
+    found = _usual(rows)
+    for row, other in _named(rows, results.study.get("compare", [])):
         if (row, other) not in found and (other, row) not in found:
             found.append((row, other))
     return found
 
 
-def _named(results: Results) -> list[tuple[Row, Row]]:
+def _named(rows: Sequence[Row], asked: Sequence[dict[str, Any]]) -> list[tuple[Row, Row]]:
     """The pairs that a study names; what one names of neither side is the same on both."""
-    rows = {(*row.point, row.estimator): row for row in results.rows}
+    known = {(*row.point, row.estimator): row for row in rows}
     found = []
-    for one in results.study.get("compare", []):
-        for key, row in rows.items():
+    for one in asked:
+        for key, row in known.items():
             here = dict(zip(AXES, key, strict=True))
             if here.items() >= one["row"].items():
                 there = {**here, **one["with"]}
-                other = rows.get(tuple(there[axis] for axis in AXES))
-                upper = other is not None and "upper" in (row.direction, other.direction)
-                if other is not None and other is not row and not upper:
+                other = known.get(tuple(there[axis] for axis in AXES))
+                if other is not None and other is not row:
                     found.append((row, other))
     return found
 

@@ -8,8 +8,8 @@ from typing import Any
 from .choice import believed, compared, name_of, published, trusted
 from .gaps import gaps
 from .rows import Results, Row
-from .statistics import Score, combined, difference, score, unpaired
-from .tables import Cell, Table, chance, number, percent, seconds, words
+from .statistics import combined, difference, score, unpaired
+from .tables import Cell, Table, chance, doubts, number, seconds, words
 
 
 def tables(results: Results) -> list[Table]:
@@ -69,7 +69,7 @@ def _scored(results: Results, row: Row, best: bool) -> tuple[Cell, ...]:
         number(found.data),
         number(found.seed, 3),
         Cell("one draw", math.inf) if drawn else number(math.nan),
-        doubts(found),
+        doubts(found.unreliable, found.undiagnosed),
         words(side),
         number(found.elbo),
         number(found.value - found.elbo) if math.isfinite(found.value) else number(math.nan),
@@ -78,11 +78,6 @@ def _scored(results: Results, row: Row, best: bool) -> tuple[Cell, ...]:
         *_published(results, row),
         seconds(sum(run.seconds for run in row.runs)),
     )
-
-
-def doubts(found: Score) -> Cell:
-    """The share of data that k̂ or R̂ speaks against; where they are known of none, that."""
-    return percent(found.unreliable) if found.undiagnosed < 1 else Cell("unknown", 1.0)
 
 
 def _published(results: Results, row: Row) -> tuple[Cell, Cell, Cell]:

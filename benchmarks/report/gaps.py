@@ -13,7 +13,7 @@ import numpy as np
 from .choice import trusted
 from .rows import Array, Results, Row, same_data
 from .statistics import score, standard_error
-from .tables import Cell, Table, number, percent, words
+from .tables import Cell, Table, doubts, number, words
 
 GAPS = [
     ("data", "data set"),
@@ -48,7 +48,7 @@ def _gaps(results: Results, refined: Row) -> tuple[Cell, ...]:
         *map(words, refined.point),
         words(refined.estimator),
         words(best.estimator),
-        percent(found.unreliable) if found.undiagnosed < 1 else words("unknown"),
+        doubts(found.unreliable, found.undiagnosed),
         number(float(approximation.mean())),
         number(error),
         number(float(amortisation.mean())),

@@ -111,6 +111,15 @@ def percent(share: float) -> Cell:
     return Cell("0%" if share == 0 else f"{share:.1%}", share)
 
 
+def doubts(unreliable: float, undiagnosed: float) -> Cell:
+    """The share of data that k̂ or R̂ speaks against; where they are known of none, that.
+
+    >>> doubts(0.02, 0.0).text, doubts(1.0, 1.0).text
+    ('2.0%', 'unknown')
+    """
+    return percent(unreliable) if undiagnosed < 1 else Cell("unknown", 1.0)
+
+
 def chance(p: float) -> Cell:
     """A p-value as a cell.
 
